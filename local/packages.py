@@ -1,0 +1,171 @@
+"""Fetches what local processes need: servers as Debian or Ubuntu packages, Python's from PyPI.
+
+All of it goes to `.local/`. Nothing is installed on the system and no root is needed: apt has
+private state here, and the packages are only unpacked. Programs already on PATH are used as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import venv
+from collections.abc import Callable
+from pathlib import Path
+
+from local.settings import BIN, LOCAL, PACKAGES, ROOT, VENV, StackError
+
+# Program: the names it goes by (upstream's, Debian's), and the Debian package that has it.
+PROGRAMS = {
+    "nginx": (("nginx",), "nginx"),
+    "envsubst": (("envsubst",), "gettext-base"),
+    "prometheus": (("prometheus",), "prometheus"),
+    "promtool": (("promtool",), "prometheus"),
+    "alertmanager": (("alertmanager", "prometheus-alertmanager"), "prometheus-alertmanager"),
+    "amtool": (("amtool",), "prometheus-alertmanager"),
+    "nginx-prometheus-exporter": (
+        ("nginx-prometheus-exporter", "prometheus-nginx-exporter"),
+        "prometheus-nginx-exporter",
+    ),
+}
+SERVICE_REQUIREMENTS = (
+    ROOT / "flask" / "requirements.txt",
+    ROOT / "nginx" / "access_exporter" / "requirements.txt",
+    ROOT / "local" / "requirements.txt",
+)
+TEST_REQUIREMENTS = (ROOT / "tests" / "requirements.txt",)
+APT = (
+    "apt-get",
+    "-qq",
+    "-o",
+    f"Dir::State={LOCAL}/apt",
+    "-o",
+    f"Dir::Cache={LOCAL}/apt",
+    "-o",
+    "Dir::State::status=/var/lib/dpkg/status",
+    "-o",
+    "Debug::NoLocking=1",
+)
+
+Progress = Callable[[str], None]
+
+
+def ensure_programs(progress: Progress) -> None:
+    """Have every program of PROGRAMS in `.local/bin`, as a link under upstream's name.
+
+    Raises:
+        StackError: a program is neither on PATH nor to be had from the distribution's packages.
+    """
+    BIN.mkdir(parents=True, exist_ok=True)
+    missing = [program for program in PROGRAMS if not _link(program)]
+    if not missing:
+        return
+    packages = sorted({PROGRAMS[program][1] for program in missing})
+    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+        raise StackError(
+            f"not found on PATH: {', '.join(missing)}. Install them, or use Docker "
+            "(docker compose up): only Debian's and Ubuntu's packages are fetched from here."
+        )
+    progress(f"fetching {', '.join(packages)} from the distribution's packages")
+    _unpack(packages)
+    missing = [program for program in missing if not _link(program)]
+    if missing:
+        raise StackError(f"the packages {packages} hold no {', '.join(missing)}: use Docker")
+
+
+def ensure_python(progress: Progress, *, tests: bool) -> None:
+    """Have a virtual environment in `.local/venv` with the services' packages (and the tests')."""
+    requirements = SERVICE_REQUIREMENTS + (TEST_REQUIREMENTS if tests else ())
+    for path in requirements:
+        _ensure_requirements(path, progress)
+
+
+def mime_types() -> Path:
+    """nginx's table of file types, which its packages put beside its configuration.
+
+    Raises:
+        StackError: there is none.
+    """
+    for path in (PACKAGES / "etc/nginx/mime.types", Path("/etc/nginx/mime.types")):
+        if path.is_file():
+            return path
+    raise StackError("nginx's mime.types was found neither in .local/packages nor in /etc/nginx")
+
+
+def _link(program: str) -> bool:
+    """Link `.local/bin/<program>` to where the program is; False where it is nowhere."""
+    folders = [PACKAGES / "usr/bin", PACKAGES / "usr/sbin"]
+    # An ordinary user's PATH often lacks sbin, where nginx is.
+    search = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", *map(str, folders)])
+    link = BIN / program
+    if link.exists():
+        return True
+    for name in PROGRAMS[program][0]:
+        found = shutil.which(name, path=search)
+        if found:
+            link.unlink(missing_ok=True)
+            link.symlink_to(found)
+            return True
+    return False
+
+
+def _unpack(packages: list[str]) -> None:
+    """Fetch packages, with those of their dependencies that the system lacks, and unpack them."""
+    (LOCAL / "apt/lists/partial").mkdir(parents=True, exist_ok=True)
+    archives = LOCAL / "apt/archives"
+    (archives / "partial").mkdir(parents=True, exist_ok=True)
+    _run([*APT, "update"], "apt-get could not read the package lists")
+    _run(
+        [*APT, "install", "--yes", "--download-only", "--no-install-recommends", *packages],
+        "apt-get could not fetch the packages",
+    )
+    PACKAGES.mkdir(parents=True, exist_ok=True)
+    for archive in sorted(archives.glob("*.deb")):
+        _run(["dpkg-deb", "-x", str(archive), str(PACKAGES)], f"{archive} could not be unpacked")
+        archive.unlink()
+
+
+def _ensure_requirements(path: Path, progress: Progress) -> None:
+    """Install a requirements file, once for each content of it."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    stamp = VENV / "installed" / digest
+    if stamp.is_file():
+        return
+    python = _ensure_venv(progress)
+    progress(f"installing {path.relative_to(ROOT)}")
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    _run([*pip, "--requirement", str(path)], f"pip could not install {path.relative_to(ROOT)}")
+    stamp.parent.mkdir(exist_ok=True)
+    stamp.touch()
+
+
+def _ensure_venv(progress: Progress) -> Path:
+    """A virtual environment with pip, also where Debian's python3-venv is not installed."""
+    python = VENV / "bin" / "python"
+    if (VENV / "pip-works").is_file():
+        return python
+    progress("making a virtual environment in .local/venv")
+    shutil.rmtree(VENV, ignore_errors=True)
+    try:
+        venv.create(VENV, with_pip=True)
+    except (subprocess.CalledProcessError, ModuleNotFoundError):
+        if shutil.which("apt-get") is None:
+            raise StackError("this Python has no ensurepip: install it, or use Docker") from None
+        venv.create(VENV, with_pip=False, clear=True)
+        _unpack(["python3-pip-whl"])
+        folder = next((PACKAGES / "usr/share/python-wheels").glob("pip-*.whl"), None)
+        wheel = folder or next(Path("/usr/share/python-wheels").glob("pip-*.whl"))
+        _run([str(python), f"{wheel}/pip", "install", "--quiet", str(wheel)], "pip did not start")
+    (VENV / "pip-works").touch()
+    return python
+
+
+def _run(command: list[str], failure: str) -> None:
+    """Run a command quietly; where it fails, raise StackError with what it said."""
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    if done.returncode != 0:
+        tail = "\n".join(done.stdout.strip().splitlines()[-10:])
+        raise StackError(f"{failure}:\n{tail}")

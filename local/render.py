@@ -1,0 +1,80 @@
+"""Lays out the containers' configuration for local processes: same files, other addresses.
+
+python -m local.render      in the environment that local/settings.py makes
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import yaml
+
+from local.packages import mime_types
+from local.settings import BIN, ROOT, container_addresses
+
+
+def render(environment: dict[str, str]) -> None:
+    """Lay out nginx's configuration folder and prometheus.yml below STACK_RUN_DIR."""
+    run = Path(environment["STACK_RUN_DIR"])
+    _render_nginx(environment, Path(environment["NGINX_RUN_DIR"]))
+    source = (ROOT / "prometheus" / "prometheus.yml").read_text()
+    text = render_prometheus(source, container_addresses(environment), environment)
+    (run / "prometheus.yml").write_text(text)
+
+
+def render_prometheus(text: str, addresses: dict[str, str], environment: dict[str, str]) -> str:
+    """prometheus.yml with other target addresses; names found by DNS become static targets.
+
+    Args:
+        text: prometheus.yml as it is in the container.
+        addresses: for `service:port`, the `host:port` to use instead.
+        environment: has PROMETHEUS_RULES_DIR, and GRAFANA (empty where Grafana does not run).
+    """
+    config = yaml.safe_load(text)
+    rules = Path(environment["PROMETHEUS_RULES_DIR"])
+    config["rule_files"] = [str(rules / Path(pattern).name) for pattern in config["rule_files"]]
+    for job in config["scrape_configs"] + config["alerting"]["alertmanagers"]:
+        for found in job.pop("dns_sd_configs", []):
+            targets = [f"{name}:{found['port']}" for name in found["names"]]
+            job.setdefault("static_configs", []).append({"targets": targets})
+        for group in job["static_configs"]:
+            group["targets"] = [addresses[target] for target in group["targets"]]
+    if not environment.get("GRAFANA"):
+        config["scrape_configs"] = [
+            job for job in config["scrape_configs"] if job["job_name"] != "grafana"
+        ]
+    return yaml.safe_dump(config, sort_keys=False)
+
+
+def _render_nginx(environment: dict[str, str], folder: Path) -> None:
+    """Do what the nginx image does at start: fill templates/ from the environment into conf.d/."""
+    # Only our own variables: nginx's ($host, $status, …) look the same to envsubst.
+    names = [name for name in environment if name.startswith(("NGINX_", "FLASK_APP_"))]
+    variables = " ".join(f"${{{name}}}" for name in names)
+    templates = ROOT / "nginx" / "templates"
+    for template in templates.rglob("*.template"):
+        target = folder / "conf.d" / template.relative_to(templates).with_suffix("")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        filled = subprocess.run(
+            [BIN / "envsubst", variables],
+            input=template.read_text(),
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        target.write_text(filled.stdout)
+    (folder / "cache").mkdir(exist_ok=True)
+    _link(folder / "nginx.conf", ROOT / "nginx" / "nginx.conf")
+    _link(folder / "mime.types", mime_types())
+
+
+def _link(link: Path, target: Path) -> None:
+    link.unlink(missing_ok=True)
+    link.symlink_to(target)
+
+
+if __name__ == "__main__":
+    render(dict(os.environ))

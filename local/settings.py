@@ -1,0 +1,153 @@
+"""Where the services live when they run as local processes: all that differs from the containers.
+
+The configuration files are the containers' own. They read these variables, or (prometheus.yml, which reads
+none) have the containers' addresses replaced by the ones given here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCAL = ROOT / ".local"
+BIN = LOCAL / "bin"
+VENV = LOCAL / "venv"
+PACKAGES = LOCAL / "packages"
+
+
+class StackError(Exception):
+    """Something the user can mend; the message says what it is and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Service:
+    """A service: its name in compose.yaml, its ports, and the path that tells its health."""
+
+    name: str
+    port_variable: str
+    default_port: int
+    health_path: str
+    container_port: int
+
+
+SERVICES = (
+    Service("flask-app", "FLASK_PORT", 8000, "/flask-health-check", 8000),
+    Service("nginx-proxy", "HTTP_PORT", 8080, "/health-check", 80),
+    Service("nginx-exporter", "NGINX_EXPORTER_PORT", 9113, "/metrics", 9113),
+    Service("nginx-access-exporter", "ACCESS_EXPORTER_PORT", 9114, "/-/healthy", 9114),
+    Service("prometheus", "PROMETHEUS_PORT", 9090, "/-/ready", 9090),
+    Service("alertmanager", "ALERTMANAGER_PORT", 9093, "/-/ready", 9093),
+    Service("grafana", "GRAFANA_PORT", 3000, "/api/health", 3000),
+)
+
+LAST_PORT = 65535
+# Listeners beside a service's main one: in the containers these are fixed and never published.
+INNER_PORTS = {"FLASK_METRICS_PORT": 9200, "NGINX_STATUS_PORT": 8081}
+
+
+def settings() -> dict[str, str]:
+    """The variables of `.env`, overridden by those of the shell, as Compose reads them.
+
+    Raises:
+        StackError: a line of `.env` is not NAME=VALUE.
+    """
+    values: dict[str, str] = {}
+    for number, raw in enumerate((ROOT / ".env").read_text().splitlines(), start=1):
+        line = raw.strip()
+        if not line or line.startswith("#"):
+            continue
+        name, equals, value = line.partition("=")
+        if not equals or not name.strip().isidentifier():
+            raise StackError(f".env, line {number}: expected NAME=VALUE, found {line!r}")
+        values[name.strip()] = value.strip().strip("'\"")
+    return values | dict(os.environ)
+
+
+def ports(values: dict[str, str]) -> dict[str, int]:
+    """The port of every service and inner listener by its variable's name.
+
+    Raises:
+        StackError: a variable holds no port number, or two of them hold the same.
+    """
+    defaults = {service.port_variable: service.default_port for service in SERVICES} | INNER_PORTS
+    chosen: dict[str, int] = {}
+    for name, default in defaults.items():
+        # Compose takes a range for a service that can have replicas; here there is one.
+        text = (values.get(name) or str(default)).partition("-")[0]
+        if not text.isdecimal() or not 0 < int(text) <= LAST_PORT:
+            raise StackError(f"{name}={values[name]}: expected a port number from 1 to {LAST_PORT}")
+        for other, port in chosen.items():
+            if port == int(text):
+                raise StackError(f"{name} and {other} are both {port}: give one another port")
+        chosen[name] = int(text)
+    return chosen
+
+
+def run_directory(values: dict[str, str]) -> Path:
+    """Where this stack's state, logs and data are: STACK_RUN_DIR, or `.local/run`."""
+    return Path(values.get("STACK_RUN_DIR") or LOCAL / "run").resolve()
+
+
+def environment(values: dict[str, str], run: Path) -> dict[str, str]:
+    """The processes' environment: the user's settings, with this machine's addresses and paths."""
+    port = ports(values)
+    here = {name: f"127.0.0.1:{number}" for name, number in port.items()}
+    rules = values.get("PROMETHEUS_RULES_DIR") or ROOT / "prometheus" / "rules"
+    paths = {
+        "STACK_ROOT": str(ROOT),
+        "STACK_RUN_DIR": str(run),
+        "STACK_BIN": str(BIN),
+        "STACK_PYTHON": str(VENV / "bin" / "python"),
+        "NGINX_RUN_DIR": str(run / "nginx"),
+        "NGINX_CACHE_DIR": str(run / "nginx" / "cache"),
+        "NGINX_METRICS_LOG": str(run / "nginx" / "access-metrics.log"),
+        "PROMETHEUS_MULTIPROC_DIR": str(run / "flask-app"),
+        "PROMETHEUS_RULES_DIR": str(Path(rules).resolve()),
+        "PATH": f"{BIN}{os.pathsep}{VENV / 'bin'}{os.pathsep}{values.get('PATH', os.defpath)}",
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, (str(ROOT / "flask"), values.get("PYTHONPATH")))
+        ),
+        "PYTHONUNBUFFERED": "1",
+    }
+    addresses = {
+        "NGINX_LISTEN": here["HTTP_PORT"],
+        "NGINX_STATUS_LISTEN": here["NGINX_STATUS_PORT"],
+        "NGINX_LOCAL_RESOLVERS": "127.0.0.1",  # never asked: the upstream is an address
+        "FLASK_APP_SERVER": here["FLASK_PORT"],
+        "FLASK_APP_SERVER_PARAMETERS": "",
+        "GUNICORN_BIND": here["FLASK_PORT"],
+        "GUNICORN_METRICS_BIND": here["FLASK_METRICS_PORT"],
+        "PROMETHEUS_URL": f"http://{here['PROMETHEUS_PORT']}",
+        "ALERTMANAGER_URL": f"http://{here['ALERTMANAGER_PORT']}",
+    }
+    numbers = {name: str(number) for name, number in port.items()}
+    defaults = {"NGINX_WORKER_PROCESSES": "auto", "WSGI_APP": "wsgi:app"}
+    libraries = PACKAGES / "usr" / "lib" / f"{os.uname().machine}-linux-gnu"
+    if libraries.is_dir():
+        paths["LD_LIBRARY_PATH"] = str(libraries)
+    return defaults | values | paths | addresses | numbers
+
+
+def container_addresses(values: dict[str, str]) -> dict[str, str]:
+    """For each address used inside the containers (`service:port`), its stand-in here."""
+    port = ports(values)
+    table = {
+        f"{service.name}:{service.container_port}": f"127.0.0.1:{port[service.port_variable]}"
+        for service in SERVICES
+    }
+    # Prometheus reads itself as localhost, and the app's metrics on their own port.
+    table["localhost:9090"] = table["prometheus:9090"]
+    table["flask-app:9200"] = f"127.0.0.1:{port['FLASK_METRICS_PORT']}"
+    return table
+
+
+def require_python() -> None:
+    """Raise StackError where this Python is too old to run the services."""
+    if sys.version_info < (3, 11):  # noqa: UP036 - this is the check
+        raise StackError(
+            f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: "
+            "install a newer python3, or use Docker (docker compose up)"
+        )
