@@ -1,7 +1,7 @@
 """Fetches what local processes need: servers as Debian or Ubuntu packages, Python's from PyPI.
 
-All of it goes to `.local/`. Nothing is installed on the system and no root is needed: apt has
-private state here, and the packages are only unpacked. Programs already on PATH are used as they are.
+All of it goes to `.local/`. Nothing is installed on the system and no root is needed: apt has its
+state there too, and the packages are only unpacked. Programs already on PATH are used as they are.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """Where the services live when they run as local processes: all that differs from the containers.
 
-The configuration files are the containers' own. They read these variables, or (prometheus.yml, which reads
-none) have the containers' addresses replaced by the ones given here.
+The configuration files are the containers' own. They read these variables; prometheus.yml, which
+reads none, has the containers' addresses replaced by the ones given here.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -122,13 +123,38 @@ def environment(values: dict[str, str], run: Path) -> dict[str, str]:
         "GUNICORN_METRICS_BIND": here["FLASK_METRICS_PORT"],
         "PROMETHEUS_URL": f"http://{here['PROMETHEUS_PORT']}",
         "ALERTMANAGER_URL": f"http://{here['ALERTMANAGER_PORT']}",
+        "GF_SERVER_HTTP_ADDR": "127.0.0.1",
+        "GF_SERVER_HTTP_PORT": str(port["GRAFANA_PORT"]),
     }
     numbers = {name: str(number) for name, number in port.items()}
     defaults = {"NGINX_WORKER_PROCESSES": "auto", "WSGI_APP": "wsgi:app"}
+    grafana = grafana_program(values)
+    paths |= {
+        "GRAFANA": grafana,
+        "GRAFANA_AUTOSTART": "true" if grafana else "false",
+        "GRAFANA_HOME": values.get("GRAFANA_HOME") or "/usr/share/grafana",
+        "GRAFANA_DASHBOARDS": str(ROOT / "grafana" / "dashboards"),
+        "GF_PATHS_PROVISIONING": str(ROOT / "grafana" / "provisioning"),
+        "GF_PATHS_DATA": str(run / "grafana"),
+        "GF_PATHS_LOGS": str(run / "grafana" / "log"),
+        "GF_PATHS_PLUGINS": str(run / "grafana" / "plugins"),
+        "GF_SECURITY_ADMIN_PASSWORD": values.get("GRAFANA_ADMIN_PASSWORD", ""),
+    }
     libraries = PACKAGES / "usr" / "lib" / f"{os.uname().machine}-linux-gnu"
     if libraries.is_dir():
         paths["LD_LIBRARY_PATH"] = str(libraries)
     return defaults | values | paths | addresses | numbers
+
+
+def grafana_program(values: dict[str, str]) -> str:
+    """Where Grafana's program is: in GRAFANA_HOME, or on PATH; empty where there is none."""
+    home = values.get("GRAFANA_HOME")
+    if home is None:
+        return shutil.which("grafana", path=values.get("PATH")) or ""
+    program = Path(home, "bin", "grafana")
+    if not program.is_file():
+        raise StackError(f"GRAFANA_HOME={home}: there is no bin/grafana in it")
+    return str(program)
 
 
 def container_addresses(values: dict[str, str]) -> dict[str, str]:
@@ -138,7 +164,7 @@ def container_addresses(values: dict[str, str]) -> dict[str, str]:
         f"{service.name}:{service.container_port}": f"127.0.0.1:{port[service.port_variable]}"
         for service in SERVICES
     }
-    # Prometheus reads itself as localhost, and the app's metrics on their own port.
+    table["nginx-proxy:8081"] = f"127.0.0.1:{port['NGINX_STATUS_PORT']}"
     table["localhost:9090"] = table["prometheus:9090"]
     table["flask-app:9200"] = f"127.0.0.1:{port['FLASK_METRICS_PORT']}"
     return table
