@@ -1,0 +1,367 @@
+"""Real stacks for the end-to-end tests: one interface, two kinds (local processes, Compose).
+
+A stack started here has free ports and state of its own, so that it disturbs no other one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import shutil
+import signal as signals
+import socket
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import requests
+
+from local.processes import Processes
+from local.settings import INNER_PORTS, ROOT, SERVICES
+
+T = TypeVar("T")
+
+COMPOSE_FILES = (ROOT / "compose.yaml", ROOT / "tests" / "compose.test.yaml")
+# The app with routes that are slow or fail on demand; see tests/apps/.
+TEST_SETTINGS = {"WSGI_APP": "faulty:app"}
+METRICS_PORTS = {
+    "flask-app": 9200,
+    "nginx-exporter": 9113,
+    "nginx-access-exporter": 9114,
+    "prometheus": 9090,
+    "alertmanager": 9093,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Process:
+    """A process of a service: its ids on this machine and in its container, and its parent's."""
+
+    pid: int
+    inner_pid: int
+    parent: int
+    command: str
+
+
+def wait_until(condition: Callable[[], T], timeout: float, what: str) -> T:
+    """The first true value of `condition`, asked ten times a second.
+
+    Args:
+        condition: called until it returns something true; a failed request counts as false.
+        timeout: seconds.
+        what: names what is waited for, in the failure.
+    """
+    deadline = time.monotonic() + timeout
+    last: Any = None
+    while time.monotonic() < deadline:
+        try:
+            last = condition()
+            if last:
+                return last
+        except requests.RequestException as error:
+            last = error
+        time.sleep(0.1)
+    raise AssertionError(f"not within {timeout} s: {what} (last: {last!r})")
+
+
+class Stack:
+    """A running stack. URLs have no slash at the end."""
+
+    kind: str
+
+    def __init__(self, settings: dict[str, str]) -> None:
+        self.ports = _free_ports()
+        self.settings = TEST_SETTINGS | settings
+        self.http = f"http://127.0.0.1:{self.ports['HTTP_PORT']}"
+        self.flask = f"http://127.0.0.1:{self.ports['FLASK_PORT']}"
+        self.prometheus = f"http://127.0.0.1:{self.ports['PROMETHEUS_PORT']}"
+        self.alertmanager = f"http://127.0.0.1:{self.ports['ALERTMANAGER_PORT']}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment in which the stack is started and controlled."""
+        numbers = {name: str(port) for name, port in self.ports.items()}
+        return os.environ | numbers | self.settings
+
+    def up(self) -> None:
+        """Start every service and wait until all are healthy."""
+        raise NotImplementedError
+
+    def down(self) -> None:
+        """End every service and remove what the stack kept."""
+        raise NotImplementedError
+
+    def stop(self, service: str) -> None:
+        """Stop a service as an operator would."""
+        raise NotImplementedError
+
+    def start(self, service: str) -> None:
+        """Start a stopped service and wait until it is healthy."""
+        raise NotImplementedError
+
+    def restart(self, service: str) -> None:
+        """Stop and start a service."""
+        self.stop(service)
+        self.start(service)
+
+    def main_process(self, service: str) -> int:
+        """The id, on this machine, of a service's main process, such as nginx's master."""
+        raise NotImplementedError
+
+    def signal(self, service: str, process: Process, signal: signals.Signals) -> None:
+        """Send a signal to one process of a service."""
+        raise NotImplementedError
+
+    def logs(self, service: str) -> str:
+        """What the service has printed."""
+        raise NotImplementedError
+
+    def address(self, service: str, port: int) -> str:
+        """The URL of a port that only the other services are meant to reach."""
+        raise NotImplementedError
+
+    @property
+    def host_address(self) -> str:
+        """The address at which the stack's services reach a server of the test."""
+        raise NotImplementedError
+
+    def kill(self, service: str, signal: signals.Signals = signals.SIGKILL) -> None:
+        """Send a signal to the main process of a service."""
+        pid = self.main_process(service)
+        process = next(process for process in self.processes(service) if process.pid == pid)
+        self.signal(service, process, signal)
+
+    def processes(self, service: str) -> list[Process]:
+        """The service's processes, its main one first."""
+        found = [_process(self.main_process(service))]
+        for parent in found:  # grows as children are found
+            found += [
+                _process(int(child))
+                for task in Path(f"/proc/{parent.pid}/task").iterdir()
+                for child in (task / "children").read_text().split()
+            ]
+        return found
+
+    def metrics(self, service: str) -> str:
+        """A service's metrics as Prometheus scrapes them."""
+        response = requests.get(
+            f"{self.address(service, METRICS_PORTS[service])}/metrics", timeout=10
+        )
+        response.raise_for_status()
+        return response.text
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """The instant vector of a PromQL expression: `[{"metric": labels, "value": number}, …]`."""
+        response = requests.get(
+            f"{self.prometheus}/api/v1/query", params={"query": expression}, timeout=10
+        ).json()
+        assert response["status"] == "success", f"{expression}: {response}"
+        return [
+            {"metric": sample["metric"], "value": float(sample["value"][1])}
+            for sample in response["data"]["result"]
+        ]
+
+
+class LocalStack(Stack):
+    """The stack as local processes, started by ./stack as a user would."""
+
+    kind = "local"
+
+    def __init__(self, settings: dict[str, str]) -> None:
+        super().__init__(settings)
+        # Not below the project or pytest's folders: a Unix socket's path must be short.
+        self.run = Path(tempfile.mkdtemp(prefix="stack-"))
+        self._processes = Processes(self.run)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return super().environment | {
+            "STACK_RUN_DIR": str(self.run),
+            "PYTHONPATH": str(ROOT / "tests" / "apps"),
+        }
+
+    host_address = "127.0.0.1"
+
+    def up(self) -> None:
+        _run([ROOT / "stack", "up", "--local"], self.environment)
+
+    def down(self) -> None:
+        if self._processes.running:
+            _run([ROOT / "stack", "down"], self.environment)
+        shutil.rmtree(self.run)
+
+    def stop(self, service: str) -> None:
+        self._processes.control("stop", service)
+
+    def start(self, service: str) -> None:
+        self._processes.control("start", service)
+        self._processes.wait_until_healthy(30, lambda _: None)
+
+    def main_process(self, service: str) -> int:
+        return self._processes.pid(service)
+
+    def signal(self, service: str, process: Process, signal: signals.Signals) -> None:
+        del service
+        os.kill(process.pid, signal)
+
+    def logs(self, service: str) -> str:
+        return self._processes.log(service).read_text(errors="replace")
+
+    def address(self, service: str, port: int) -> str:
+        inner = {9200: "FLASK_METRICS_PORT", 8081: "NGINX_STATUS_PORT"}
+        own = {each.container_port: each.port_variable for each in SERVICES if each.name == service}
+        return f"http://127.0.0.1:{self.ports[(own | inner)[port]]}"
+
+
+class ComposeStack(Stack):
+    """The stack in containers, with the project's own compose.yaml."""
+
+    kind = "compose"
+
+    def __init__(self, settings: dict[str, str]) -> None:
+        super().__init__(settings)
+        self.project = f"stack-test-{uuid.uuid4().hex[:8]}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return super().environment | {"COMPOSE_BAKE": "false"}
+
+    def compose(self, *arguments: str) -> str:
+        """Run `docker compose` on this project."""
+        files = [word for path in COMPOSE_FILES for word in ("--file", str(path))]
+        command = ["docker", "compose", *files, "--project-name", self.project, *arguments]
+        return _run(command, self.environment)
+
+    def up(self) -> None:
+        # Only the services whose images can be had, and what they depend on.
+        services = self.compose("config", "--services").split()
+        if not _grafana_image():
+            services.remove("grafana")
+        self.compose("up", "--build", "--wait", *services)
+
+    def down(self) -> None:
+        self.compose("down", "--volumes", "--remove-orphans", "--timeout", "5")
+
+    def stop(self, service: str) -> None:
+        self.compose("stop", service)
+
+    def start(self, service: str) -> None:
+        self.compose("up", "--wait", "--no-deps", "--no-recreate", service)
+
+    def container(self, service: str) -> str:
+        """The id of a service's first container."""
+        return self.compose("ps", "--quiet", service).split()[0]
+
+    def inspect(self, service: str) -> dict[str, Any]:
+        """What the engine knows of a service's first container."""
+        return json.loads(_run(["docker", "inspect", self.container(service)]))[0]
+
+    def main_process(self, service: str) -> int:
+        return self.inspect(service)["State"]["Pid"]
+
+    def signal(self, service: str, process: Process, signal: signals.Signals) -> None:
+        container = self.container(service)
+        if process.inner_pid == 1:
+            _run(["docker", "kill", "--signal", str(int(signal)), container])
+        else:
+            command = f"kill -{int(signal)} {process.inner_pid}"
+            _run(["docker", "exec", container, "sh", "-c", command])
+
+    def logs(self, service: str) -> str:
+        return self.compose("logs", "--no-log-prefix", "--no-color", service)
+
+    def address(self, service: str, port: int) -> str:
+        return f"http://{self._network(service)['IPAddress']}:{port}"
+
+    @property
+    def host_address(self) -> str:
+        return self._network("alertmanager")["Gateway"]
+
+    def _network(self, service: str) -> dict[str, Any]:
+        networks = self.inspect(service)["NetworkSettings"]["Networks"]
+        telemetry = f"{self.project}_telemetry"
+        return networks.get(telemetry) or next(iter(networks.values()))
+
+
+KINDS: dict[str, type[Stack]] = {"local": LocalStack, "compose": ComposeStack}
+
+
+@contextlib.contextmanager
+def launch(kind: str, env: dict[str, str] | None = None) -> Iterator[Stack]:
+    """A stack of this kind with other settings, for as long as the context lasts."""
+    stack = KINDS[kind](env or {})
+    try:
+        stack.up()
+        yield stack
+    finally:
+        stack.down()
+
+
+@functools.cache
+def engine_missing() -> str:
+    """Why no stack can run in containers here; empty where one can."""
+    try:
+        _run(["docker", "compose", "version"])
+        _run(["docker", "info"])
+    except (OSError, AssertionError) as error:
+        return str(error)
+    return ""
+
+
+@functools.cache
+def _grafana_image() -> bool:
+    """Whether Grafana's image is here or can be pulled."""
+    image = next(
+        line
+        for line in _run(["docker", "compose", "config", "--images"], os.environ).split()
+        if line.startswith("grafana/")
+    )
+    for command in (["docker", "image", "inspect", image], ["docker", "pull", "--quiet", image]):
+        if subprocess.run(command, capture_output=True, check=False, timeout=600).returncode == 0:
+            return True
+    return False
+
+
+def _process(pid: int) -> Process:
+    status = dict(
+        line.split(":\t", 1)
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if ":\t" in line
+    )
+    command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+    return Process(pid, int(status["NSpid"].split()[-1]), int(status["PPid"]), command)
+
+
+def _free_ports() -> dict[str, int]:
+    """A free port for each of the stack's, all different."""
+    names = [service.port_variable for service in SERVICES] + list(INNER_PORTS)
+    with contextlib.ExitStack() as held:
+        ports = {}
+        for name in names:
+            probe = held.enter_context(socket.socket())
+            probe.bind(("127.0.0.1", 0))
+            ports[name] = probe.getsockname()[1]
+        return ports
+
+
+def _run(command: list[str | Path], env: dict[str, str] | os._Environ[str] | None = None) -> str:
+    """A command's output; where it fails, the test does, with what it said."""
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    words = " ".join(map(str, command))
+    assert done.returncode == 0, f"{words}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout
