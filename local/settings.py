@@ -107,6 +107,7 @@ def environment(values: dict[str, str], run: Path) -> dict[str, str]:
         "NGINX_METRICS_LOG": str(run / "nginx" / "access-metrics.log"),
         "PROMETHEUS_MULTIPROC_DIR": str(run / "flask-app"),
         "PROMETHEUS_RULES_DIR": str(Path(rules).resolve()),
+        "ALERTMANAGER_RUNTIME_CONFIG": str(run / "alertmanager.yml"),
         "PATH": f"{BIN}{os.pathsep}{VENV / 'bin'}{os.pathsep}{values.get('PATH', os.defpath)}",
         "PYTHONPATH": os.pathsep.join(
             filter(None, (str(ROOT / "flask"), values.get("PYTHONPATH")))
@@ -127,7 +128,13 @@ def environment(values: dict[str, str], run: Path) -> dict[str, str]:
         "GF_SERVER_HTTP_PORT": str(port["GRAFANA_PORT"]),
     }
     numbers = {name: str(number) for name, number in port.items()}
-    defaults = {"NGINX_WORKER_PROCESSES": "auto", "WSGI_APP": "wsgi:app"}
+    defaults = {
+        "NGINX_WORKER_PROCESSES": "auto",
+        "ALERTMANAGER_CONFIG": str(ROOT / "prometheus" / "alertmanager.yml"),
+        "ALERT_SECRETS_DIR": str(ROOT / "prometheus" / "secrets"),
+        "GRAFANA_URL": f"http://localhost:{port['GRAFANA_PORT']}",
+        "RUNBOOKS_URL": f"http://localhost:{port['PROMETHEUS_PORT']}/user/runbooks.md",
+    }
     grafana = grafana_program(values)
     paths |= {
         "GRAFANA": grafana,
