@@ -1,0 +1,102 @@
+"""The cache as a client sees it. Each test uses arguments of its own: an entry of its own."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import uuid
+
+import requests
+
+from tests.stacks import Stack, wait_until
+
+LIFETIME = 30  # seconds a 200 is kept
+
+
+def own_entry(stack: Stack, path: str = "/cache-me") -> str:
+    """A URL that no other test has asked for."""
+    return f"{stack.http}{path}?entry={uuid.uuid4().hex}"
+
+
+def cache_status(url: str, **options: object) -> str | None:
+    response = requests.get(url, timeout=20, **options)
+    assert response.status_code == 200
+    return response.headers.get("X-Cache-Status")
+
+
+def flask_requests(stack: Stack, endpoint: str) -> float:
+    """How many requests Flask has answered for an endpoint."""
+    return sum(
+        float(line.rsplit(" ", 1)[1])
+        for line in stack.metrics("flask-app").splitlines()
+        if line.startswith("flask_http_request_total{") and f'endpoint="{endpoint}"' in line
+    )
+
+
+def test_first_a_miss_then_hits(stack: Stack) -> None:
+    url = own_entry(stack)
+    assert [cache_status(url) for _ in range(3)] == ["MISS", "HIT", "HIT"]
+
+
+def test_arguments_host_and_method_make_entries_of_their_own(stack: Stack) -> None:
+    url = own_entry(stack)
+    assert cache_status(url) == "MISS"
+    assert cache_status(f"{url}&more=1") == "MISS"
+    assert cache_status(url, headers={"Host": "other.example"}) == "MISS"
+    assert requests.head(url, timeout=20).headers["X-Cache-Status"] == "MISS"
+    assert cache_status(url) == "HIT"
+
+
+def test_only_cached_paths_tell_a_cache_status(stack: Stack) -> None:
+    assert cache_status(f"{stack.http}/") is None
+    assert cache_status(f"{stack.http}/info") is None
+
+
+def test_authorized_requests_are_neither_answered_from_the_cache_nor_kept(stack: Stack) -> None:
+    url = own_entry(stack)
+    secret = {"Authorization": "Basic dXNlcjpwYXNzd29yZA=="}
+    assert cache_status(url, headers=secret) == "BYPASS"
+    assert cache_status(url) == "MISS"
+    assert cache_status(url, headers=secret) == "BYPASS"
+
+
+def test_fifty_first_requests_at_once_are_one_upstream_request(stack: Stack) -> None:
+    url = own_entry(stack)
+    before = flask_requests(stack, "/cache-me")
+    with concurrent.futures.ThreadPoolExecutor(50) as clients:
+        statuses = list(clients.map(cache_status, [url] * 50))
+    assert statuses.count("MISS") == 1
+    assert statuses.count("HIT") == 49
+    assert flask_requests(stack, "/cache-me") == before + 1
+
+
+def test_an_expired_entry_is_answered_stale_and_revalidated_behind(stack: Stack) -> None:
+    url = own_entry(stack)
+    assert cache_status(url) == "MISS"
+    before = flask_requests(stack, "/cache-me")
+    expired = wait_until(
+        lambda: (status := cache_status(url)) != "HIT" and status, LIFETIME + 10, "an expired entry"
+    )
+    assert expired == "STALE"
+    wait_until(lambda: cache_status(url) == "HIT", 5, "the entry to be fresh again")
+    assert flask_requests(stack, "/cache-me") == before + 1
+    assert '/cache-me",method="GET",status="304"' in stack.metrics("flask-app")
+
+
+def test_stale_answers_while_flask_is_down(stack: Stack) -> None:
+    url = own_entry(stack)
+    assert cache_status(url) == "MISS"
+    stack.stop("flask-app")
+    try:
+        assert requests.get(own_entry(stack), timeout=20).status_code in (502, 504)
+        wait_until(lambda: cache_status(url) == "STALE", LIFETIME + 10, "a stale answer")
+        assert requests.get(f"{stack.http}/health-check", timeout=10).status_code == 200
+    finally:
+        stack.start("flask-app")
+    wait_until(lambda: cache_status(own_entry(stack)) == "MISS", 10, "Flask to be asked again")
+
+
+def test_responses_for_one_user_are_never_cached(stack: Stack) -> None:
+    for header in ("Set-Cookie: user=1", "Cache-Control: private", "Cache-Control: no-store"):
+        name, _, value = header.partition(": ")
+        url = f"{own_entry(stack)}&{requests.compat.urlencode({'header': f'{name}={value}'})}"
+        assert [cache_status(url) for _ in range(3)] == ["MISS"] * 3, header
