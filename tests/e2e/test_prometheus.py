@@ -29,7 +29,7 @@ def scraped_sum(stack: Stack, expression: str) -> float:
 def test_every_target_is_up(stack: Stack) -> None:
     def jobs_up() -> bool:
         up = stack.query("up == 1")
-        return JOBS <= {sample["metric"]["job"] for sample in up} and not stack.query("up == 0")
+        return {sample["metric"]["job"] for sample in up} >= JOBS and not stack.query("up == 0")
 
     wait_until(jobs_up, 30, "every target to be up")
 

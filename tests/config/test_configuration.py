@@ -1,0 +1,153 @@
+"""The configuration is accepted by the programs that read it, and by their linters."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from local.render import render, render_prometheus
+from local.settings import ROOT, SERVICES, container_addresses, environment, settings
+from tests.stacks import engine_missing
+
+
+def tracked(*patterns: str) -> list[str]:
+    """The project's files that match, as git knows them."""
+    listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns)
+    return [path for path in listed.split() if (ROOT / path).is_file()]
+
+
+def run(*command: str | Path, env: dict[str, str] | None = None) -> str:
+    """A command's output; where it fails, the test does, with what it said."""
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def compose_services() -> dict[str, dict[str, object]]:
+    return yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+
+
+@pytest.fixture
+def rendered(tmp_path: Path) -> dict[str, str]:
+    """The environment of local processes whose configuration was laid out in a temporary folder."""
+    env = environment(settings(), tmp_path)
+    render(env)
+    return env
+
+
+def test_nginx_accepts_its_configuration(rendered: dict[str, str]) -> None:
+    folder = rendered["NGINX_RUN_DIR"]
+    run("nginx", "-e", "stderr", "-t", "-p", folder, "-c", f"{folder}/nginx.conf", env=rendered)
+
+
+def test_gixy_finds_nothing_in_nginx_configuration(rendered: dict[str, str]) -> None:
+    # Who may reach stub_status is decided by the network its port is on, not by addresses.
+    config = f"{rendered['NGINX_RUN_DIR']}/nginx.conf"
+    run("gixy", "-l", "--skips", "status_page_exposed", config)
+
+
+def test_promtool_accepts_prometheus_configuration(rendered: dict[str, str]) -> None:
+    run("promtool", "check", "config", f"{rendered['STACK_RUN_DIR']}/prometheus.yml")
+    # As it is in the container; the rule files are not beside it here, so only their syntax counts.
+    run("promtool", "check", "config", "--syntax-only", "prometheus/prometheus.yml")
+
+
+def test_promtool_rule_tests() -> None:
+    run("promtool", "test", "rules", *tracked("prometheus/tests/*.test.yml"))
+
+
+def test_only_addresses_and_rule_paths_of_prometheus_differ_locally() -> None:
+    source = (ROOT / "prometheus" / "prometheus.yml").read_text()
+    values = settings()
+    here = environment(values, ROOT / ".local" / "run") | {"GRAFANA": "/usr/bin/grafana"}
+    local = yaml.safe_load(render_prometheus(source, container_addresses(values), here))
+    original = yaml.safe_load(source)
+    for config in (local, original):
+        for job in config["scrape_configs"] + config["alerting"]["alertmanagers"]:
+            del job["static_configs" if "static_configs" in job else "dns_sd_configs"]
+        del config["rule_files"]
+    assert local == original
+
+
+def test_compose_accepts_its_configuration() -> None:
+    if engine_missing():
+        pytest.skip(engine_missing())
+    run("docker", "compose", "config", "--quiet")
+
+
+def test_compose_and_local_processes_run_the_same_services() -> None:
+    assert set(compose_services()) == {service.name for service in SERVICES}
+
+
+def test_only_traffic_is_published_to_other_machines() -> None:
+    for name, service in compose_services().items():
+        for port in service.get("ports", []):
+            assert name == "nginx-proxy" or str(port).startswith("127.0.0.1:")
+
+
+@pytest.mark.parametrize("name", [service.name for service in SERVICES])
+def test_every_service_is_limited_and_restarted_and_checked(name: str) -> None:
+    service = compose_services()[name]
+    assert "mem_limit" in service
+    assert service["restart"] == "unless-stopped"
+    assert service["logging"]["options"]["max-size"]
+    # Built from scratch: nothing in it could run a health check.
+    assert ("healthcheck" in service) == (name != "nginx-exporter")
+    for dependency in service.get("depends_on", {}).values():
+        assert dependency["condition"] == "service_healthy"
+
+
+def test_image_versions_stand_in_env_alone() -> None:
+    for service in compose_services().values():
+        if "image" in service:
+            assert str(service["image"]).partition(":")[2].startswith("${")
+    for dockerfile in tracked("*/Dockerfile"):
+        if not dockerfile.startswith(".ci/"):
+            image = (ROOT / dockerfile).read_text().split("FROM ")[1].split()[0]
+            assert image.partition(":")[2].startswith("${"), dockerfile
+
+
+def test_flask_folder_hides_no_library() -> None:
+    assert not (ROOT / "flask" / "__init__.py").exists()
+
+
+def test_ruff() -> None:
+    run("ruff", "check", ".")
+    run("ruff", "format", "--check", ".")
+
+
+def test_yamllint() -> None:
+    run("yamllint", "--strict", *tracked("*.yml", "*.yaml"))
+
+
+def test_shellcheck() -> None:
+    scripts = [
+        path
+        for path in tracked()
+        if path.endswith((".sh", ".envsh"))
+        or ((ROOT / path).read_bytes()[:64].startswith((b"#!/bin/sh", b"#!/usr/bin/env bash")))
+    ]
+    assert scripts
+    run("shellcheck", *scripts)
+
+
+def test_hadolint() -> None:
+    run("hadolint", *tracked("Dockerfile", "*/Dockerfile"))
+
+
+def test_compose_lint() -> None:
+    env = os.environ | {"NO_COLOR": "1"}
+    run("compose-lint", "--fail-on", "high", "compose.yaml", env=env)

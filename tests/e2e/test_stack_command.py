@@ -1,0 +1,157 @@
+"""./stack as its users meet it: twice started, badly set, interrupted, ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from local.settings import ROOT
+from tests.stacks import LocalStack, Stack, launch, wait_until
+
+
+def run_stack(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [ROOT / "stack", *arguments],
+        env=stack.environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def processes_of(run: Path) -> list[int]:
+    """The processes that know of a run directory."""
+    marker = f"STACK_RUN_DIR={run}".encode()
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if marker in environ.read_bytes().split(b"\0"):
+                found.append(int(environ.parent.name))
+        except OSError:  # another user's, or already gone
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def local() -> Iterator[LocalStack]:
+    """A local stack of this module's own, with the sample app as it is."""
+    with launch("local", {"WSGI_APP": "wsgi:app"}) as stack:
+        assert isinstance(stack, LocalStack)
+        yield stack
+
+
+def test_status_shows_every_service_healthy(local: LocalStack) -> None:
+    done = run_stack(local, "status")
+    assert done.returncode == 0
+    assert "NOT HEALTHY" not in done.stdout
+    for service in ("nginx-proxy", "flask-app", "prometheus", "alertmanager"):
+        assert service in done.stdout
+
+
+def test_status_names_a_service_that_is_stopped(local: LocalStack) -> None:
+    local.stop("nginx-access-exporter")
+    try:
+        done = run_stack(local, "status")
+        assert done.returncode == 1
+        line = next(line for line in done.stdout.splitlines() if "access-exporter" in line)
+        assert "STOPPED" in line
+        assert "NOT HEALTHY" in line
+    finally:
+        local.start("nginx-access-exporter")
+
+
+def test_a_second_up_does_no_harm(local: LocalStack) -> None:
+    before = processes_of(local.run)
+    done = run_stack(local, "up", "--local")
+    assert done.returncode == 0
+    assert "already running" in done.stdout
+    assert processes_of(local.run) == before
+
+
+def test_a_service_that_dies_is_started_again(local: LocalStack) -> None:
+    before = local.main_process("nginx-exporter")
+    local.kill("nginx-exporter")
+    after = wait_until(
+        lambda: (pid := local.main_process("nginx-exporter")) != before and pid, 20, "a new process"
+    )
+    wait_until(lambda: "nginx_up 1" in local.metrics("nginx-exporter"), 20, "it to serve")
+    assert after != before
+
+
+def test_logs_of_one_service(local: LocalStack) -> None:
+    requests.get(f"{local.http}/info", timeout=10)
+    wait_until(
+        lambda: '"uri":"/info"' in run_stack(local, "logs", "nginx-proxy").stdout, 10, "its log"
+    )
+
+
+def test_logs_of_an_unknown_service_names_the_known_ones(local: LocalStack) -> None:
+    done = run_stack(local, "logs", "nginx")
+    assert done.returncode == 1
+    assert "nginx-proxy" in done.stderr
+
+
+def test_a_port_in_use_is_named_with_what_to_set_and_nothing_starts() -> None:
+    other = LocalStack({})
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        other.ports["HTTP_PORT"] = taken.getsockname()[1]
+        done = run_stack(other, "up", "--local")
+        assert done.returncode == 1
+        assert f"HTTP_PORT={other.ports['HTTP_PORT']}" in done.stderr
+        assert "./stack up" in done.stderr
+        assert processes_of(other.run) == []
+    other.down()
+
+
+def test_a_service_that_cannot_start_is_shown_with_its_log() -> None:
+    broken = LocalStack({"GUNICORN_WORKERS": "many"})
+    try:
+        done = run_stack(broken, "up", "--local")
+        assert done.returncode == 1
+        assert "flask-app is not healthy" in done.stderr
+        assert "GUNICORN_WORKERS" in done.stderr
+        assert processes_of(broken.run) == []
+    finally:
+        broken.down()
+
+
+def test_ctrl_c_ends_an_attached_stack() -> None:
+    stack = LocalStack({})
+    command = [ROOT / "stack", "up", "--local", "--attach"]
+    with subprocess.Popen(
+        command,
+        env=stack.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as shown:
+        try:
+            wait_until(
+                lambda: requests.get(stack.http, timeout=5).text == "Hello World!", 60, "it to run"
+            )
+            os.killpg(shown.pid, signal.SIGINT)
+            shown.wait(60)
+            assert processes_of(stack.run) == []
+        finally:
+            stack.down()
+
+
+def test_down_leaves_no_process() -> None:
+    with launch("local") as stack:
+        assert isinstance(stack, LocalStack)
+        assert processes_of(stack.run)
+        done = run_stack(stack, "down")
+        assert done.returncode == 0
+        assert processes_of(stack.run) == []
+        assert run_stack(stack, "status").returncode == 1

@@ -1,0 +1,72 @@
+"""Settings of the local processes: bad ones are refused with words that help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from local import settings
+from local.render import render_prometheus
+from local.settings import StackError
+
+
+def test_defaults_are_the_documented_ports() -> None:
+    ports = settings.ports({})
+    assert ports["HTTP_PORT"] == 8080
+    assert ports["PROMETHEUS_PORT"] == 9090
+    assert ports["GRAFANA_PORT"] == 3000
+
+
+def test_a_range_of_ports_means_its_first() -> None:
+    assert settings.ports({"FLASK_PORT": "8100-8109"})["FLASK_PORT"] == 8100
+
+
+@pytest.mark.parametrize("value", ["http", "0", "65536", "-1", "80.5", "8080/tcp"])
+def test_what_is_no_port_number_is_refused_by_name(value: str) -> None:
+    with pytest.raises(StackError, match=f"HTTP_PORT={value}"):
+        settings.ports({"HTTP_PORT": value})
+
+
+def test_one_port_for_two_services_is_refused_naming_both() -> None:
+    with pytest.raises(StackError, match=r"HTTP_PORT and FLASK_PORT|FLASK_PORT and HTTP_PORT"):
+        settings.ports({"HTTP_PORT": "8000"})
+
+
+def test_env_file_is_read_and_the_shell_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").write_text("# comment\n\nHTTP_PORT=81\nQUOTED='a b'\nFLASK_PORT=82\n")
+    monkeypatch.setattr(settings, "ROOT", tmp_path)
+    monkeypatch.setenv("FLASK_PORT", "83")
+    values = settings.settings()
+    assert (values["HTTP_PORT"], values["QUOTED"], values["FLASK_PORT"]) == ("81", "a b", "83")
+
+
+def test_a_bad_line_of_env_is_refused_with_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").write_text("A=1\nHTTP_PORT 81\n")
+    monkeypatch.setattr(settings, "ROOT", tmp_path)
+    with pytest.raises(StackError, match=r"\.env, line 2"):
+        settings.settings()
+
+
+def test_a_grafana_home_without_grafana_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StackError, match="GRAFANA_HOME"):
+        settings.grafana_program({"GRAFANA_HOME": str(tmp_path)})
+
+
+def test_rendering_prometheus_replaces_every_container_address() -> None:
+    source = (settings.ROOT / "prometheus" / "prometheus.yml").read_text()
+    env = {"PROMETHEUS_RULES_DIR": "/rules", "GRAFANA": ""}
+    config = yaml.safe_load(render_prometheus(source, settings.container_addresses({}), env))
+    groups = config["alerting"]["alertmanagers"] + config["scrape_configs"]
+    targets = [
+        target for job in groups for each in job["static_configs"] for target in each["targets"]
+    ]
+    assert all(target.startswith("127.0.0.1:") for target in targets)
+    assert "127.0.0.1:9200" in targets
+    assert "grafana" not in [job["job_name"] for job in config["scrape_configs"]]
+    assert config["rule_files"] == ["/rules/*.yml"]
