@@ -1,0 +1,86 @@
+"""Every signal the dashboards draw: what it is called, asked for and measured in, said once.
+
+A signal's queries name the variables `$endpoint` and `$instance`, so that one definition serves the stack as a whole
+and a single endpoint. The metrics and rules behind them are those of prometheus/rules/ and the exporters.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+ENDPOINT = 'endpoint=~"$endpoint"'
+INSTANCE = 'instance=~"$instance"'
+RATE = "$__rate_interval"
+
+NO_REQUESTS = "No requests in this time range"
+
+
+@dataclass(frozen=True)
+class Query:
+    """One PromQL query of a signal.
+
+    Args:
+        expr: PromQL, with Grafana's variables in it.
+        legend: name of each resulting series; `{{label}}` stands for a label's value.
+        threshold: whether the series is the limit an alert compares with, not a measurement.
+    """
+
+    expr: str
+    legend: str
+    threshold: bool = False
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What one panel shows.
+
+    Args:
+        title: the panel's title.
+        description: what it shows, what is normal, what to do when it is not.
+        unit: a unit id of Grafana's, such as `reqps` or `s`.
+        queries: what is drawn, in drawing order.
+        empty: why nothing is shown where a healthy stack has nothing to show; None if there is always something.
+        colours: colour of a series by its name.
+    """
+
+    title: str
+    description: str
+    unit: str
+    queries: tuple[Query, ...]
+    empty: str | None = None
+    colours: Mapping[str, str] = field(default_factory=dict)
+
+
+def limit(expr: str, legend: str = "alert above") -> Query:
+    """The limit of an alert, read from the rule that the alert itself reads."""
+    return Query(expr, legend, threshold=True)
+
+
+def rate(metric: str, selector: str) -> str:
+    """PromQL for a counter's total rate per second."""
+    return f"sum(rate({metric}{{{selector}}}[{RATE}]))"
+
+
+def quantile(q: float, metric: str, selector: str) -> str:
+    """PromQL for one percentile; `>= 0` drops the NaN of a histogram without observations."""
+    buckets = f"sum by (le) (rate({metric}_bucket{{{selector}}}[{RATE}]))"
+    return f"histogram_quantile({q}, {buckets}) >= 0"
+
+
+def quantiles(metric: str, selector: str) -> tuple[Query, ...]:
+    """The median, 95th and 99th percentile of a histogram."""
+    levels = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
+    return tuple(Query(quantile(q, metric, selector), name) for name, q in levels)
+
+
+def mean(metric: str, selector: str) -> str:
+    """PromQL for the mean of a histogram; nothing without observations."""
+    return f"{rate(f'{metric}_sum', selector)} / ({rate(f'{metric}_count', selector)} > 0)"
+
+
+def overall(ratio: str, weight: str) -> str:
+    """PromQL for a recorded ratio over all chosen endpoints.
+
+    NaN (drawn as "no traffic") where there was none: without it, Grafana would go on showing the last value it knows.
+    """
+    parts = f"sum({ratio}{{{ENDPOINT}}} * {weight}{{{ENDPOINT}}})"
+    return f"{parts} / (sum({weight}{{{ENDPOINT}}}) > 0) or vector(NaN)"

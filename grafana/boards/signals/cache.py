@@ -1,0 +1,116 @@
+"""Whether nginx's cache does its work."""
+
+from boards import colours
+from boards.signals import ENDPOINT, Query, Signal, limit, overall, quantile, rate
+from boards.signals.traffic import DURATION, REQUESTS
+
+HIT = 'cache=~"HIT|STALE|UPDATING"'
+MISS = 'cache=~"MISS|EXPIRED|BYPASS"'
+BYTES = "nginx_endpoint_response_bytes_total"
+
+NO_LOOKUPS = "No cacheable requests in this time range"
+
+HIT_RATIO = Signal(
+    title="Cache hit ratio",
+    description=(
+        "Share of cacheable requests answered without waiting for Flask, over 5 minutes. Red is "
+        "below what the alert on misses tolerates. *Cache* shows which endpoint and whether "
+        "misses, expiry or bypasses are behind it. “No traffic” is no cacheable request, which is "
+        "not 0 %."
+    ),
+    unit="percentunit",
+    queries=(
+        Query(
+            overall("endpoint:nginx_cache_hit:ratio_rate5m", "endpoint:nginx_cache_lookups:rate5m"),
+            "hits",
+        ),
+        limit("1 - threshold:cache_miss_ratio", "alert below"),
+    ),
+    empty="No traffic",
+)
+
+HIT_RATIO_BY_ENDPOINT = Signal(
+    title="Hit ratio by endpoint",
+    description=(
+        "Share of cacheable requests answered without waiting for Flask (HIT, STALE, UPDATING), "
+        "over 5 minutes. Normal is near 100 % while an endpoint is busy; a rarely asked one "
+        "misses whenever its entry has expired. Below the line for long: is something varying the "
+        "URL, or setting cookies? A gap is no cacheable traffic."
+    ),
+    unit="percentunit",
+    queries=(
+        Query(f"endpoint:nginx_cache_hit:ratio_rate5m{{{ENDPOINT}}}", "{{endpoint}}"),
+        limit("1 - threshold:cache_miss_ratio", "alert below"),
+    ),
+    empty=NO_LOOKUPS,
+)
+
+BY_CACHE_STATUS = Signal(
+    title="Requests by cache status",
+    description=(
+        "Cacheable requests per second, stacked. Green was answered from the cache (STALE and "
+        "UPDATING: an old copy while a new one is fetched), orange waited for Flask, grey went "
+        "around the cache. A burst of orange after a deploy or a purge is normal; one that stays "
+        "is a miss storm."
+    ),
+    unit="reqps",
+    queries=tuple(
+        Query(rate(REQUESTS, f'{ENDPOINT}, cache="{status}"'), status) for status in colours.CACHE
+    ),
+    empty=NO_LOOKUPS,
+    colours=colours.CACHE,
+)
+
+LATENCY_BY_RESULT = Signal(
+    title="Latency of hits and of misses",
+    description=(
+        "What the cache saves a client. Hits take about a millisecond, whatever Flask does; "
+        "misses take as long as *Upstream*. Slow hits mean that nginx itself is short of CPU or "
+        "disk, or that the client's network is slow."
+    ),
+    unit="s",
+    queries=(
+        Query(quantile(0.5, DURATION, f"{ENDPOINT}, {HIT}"), "hit p50"),
+        Query(quantile(0.95, DURATION, f"{ENDPOINT}, {HIT}"), "hit p95"),
+        Query(quantile(0.5, DURATION, f"{ENDPOINT}, {MISS}"), "miss p50"),
+        Query(quantile(0.95, DURATION, f"{ENDPOINT}, {MISS}"), "miss p95"),
+    ),
+    empty=NO_LOOKUPS,
+    colours={
+        "hit p50": "light-green",
+        "hit p95": "green",
+        "miss p50": "light-orange",
+        "miss p95": "orange",
+    },
+)
+
+OFFLOAD = Signal(
+    title="Offload",
+    description=(
+        "Share of requests Flask never saw, over 5 minutes. Unlike the hit ratio it counts "
+        "background refreshes, which clients do not wait for but Flask has to answer. Endpoints "
+        "without a cache are at 0 %. A drop here with a steady hit ratio means that refreshes eat "
+        "what the cache saves."
+    ),
+    unit="percentunit",
+    queries=(Query(f"endpoint:nginx_cache_offload:ratio_rate5m{{{ENDPOINT}}}", "{{endpoint}}"),),
+    empty="No requests in this time range",
+)
+
+BYTES_BY_ORIGIN = Signal(
+    title="Bytes sent",
+    description=(
+        "Bytes sent to clients per second, by where they came from: nginx's cache or Flask. "
+        "Compare with what the network can carry; a rise without a rise in requests is a response "
+        "that grew."
+    ),
+    unit="Bps",
+    queries=(
+        Query(
+            rate(BYTES, f'{ENDPOINT}, cache=~"HIT|STALE|UPDATING|REVALIDATED"'), "from the cache"
+        ),
+        Query(rate(BYTES, f'{ENDPOINT}, cache=~"MISS|EXPIRED|BYPASS|NONE"'), "from Flask"),
+    ),
+    empty="No requests in this time range",
+    colours={"from the cache": colours.GOOD, "from Flask": colours.WAITED},
+)

@@ -1,0 +1,138 @@
+"""What clients ask for and what they get."""
+
+from boards import colours
+from boards.signals import ENDPOINT, NO_REQUESTS, Query, Signal, limit, overall, quantiles, rate
+
+REQUESTS = "nginx_endpoint_requests_total"
+DURATION = "nginx_endpoint_request_duration_seconds"
+
+REQUEST_RATE = Signal(
+    title="Request rate",
+    description=(
+        "Requests answered per second, health checks left out. Normal is what the time of day "
+        "makes you expect; 0 is an idle stack. A sudden drop means that clients no longer get "
+        "through: look at *nginx* and at the targets. “No data” means that the exporter itself is "
+        "down."
+    ),
+    unit="reqps",
+    # No series exist before the first request: an exporter that is up and has none says zero.
+    queries=(
+        Query(
+            f'{rate(REQUESTS, ENDPOINT)} or 0 * sum(up{{job="nginx-access-exporter"}} == 1)',
+            "requests",
+        ),
+    ),
+)
+
+ERROR_RATIO = Signal(
+    title="Error ratio",
+    description=(
+        "Share of requests answered 5xx, over 5 minutes: the number the alert reads. Normal is 0; "
+        "red is above the alert's threshold. *Traffic* shows since when, *Upstream* whether Flask "
+        "failed or could not be reached."
+    ),
+    unit="percentunit",
+    queries=(
+        Query(
+            overall("endpoint:nginx_errors:ratio_rate5m", "endpoint:nginx_requests:rate5m"),
+            "errors",
+        ),
+        limit("threshold:error_ratio"),
+    ),
+    empty="No traffic",
+)
+
+P95 = Signal(
+    title="p95 latency, slowest endpoint",
+    description=(
+        "95 % of the slowest endpoint's requests were answered within this time, over 5 minutes, "
+        "as nginx measured it: client's network included, queueing included. Red is above the "
+        "alert's threshold. Click an endpoint in *Traffic* to see which part of the way is slow."
+    ),
+    unit="s",
+    queries=(
+        Query(
+            f"max(endpoint:nginx_request_duration_seconds:p95_rate5m{{{ENDPOINT}}} >= 0) or vector(NaN)",
+            "p95",
+        ),
+        limit("threshold:request_p95_seconds"),
+    ),
+    empty="No traffic",
+)
+
+BY_ENDPOINT = Signal(
+    title="Requests by endpoint",
+    description=(
+        "Requests per second by Flask's URL rule. `unmatched` are paths the application does not "
+        "have, `none` are requests nginx answered without it. A rising `unmatched` is usually a "
+        "scanner or a broken link. Click a line for that endpoint's own dashboard."
+    ),
+    unit="reqps",
+    queries=(
+        Query(
+            f"sum by (endpoint) (rate({REQUESTS}{{{ENDPOINT}}}[$__rate_interval]))", "{{endpoint}}"
+        ),
+    ),
+    empty=NO_REQUESTS,
+)
+
+BY_STATUS = Signal(
+    title="Responses by status class",
+    description=(
+        "Responses per second, stacked, errors on top. Normal is green with some blue (redirects, "
+        "304) and yellow (clients' mistakes). Red is the server's fault: compare with *Failed "
+        "attempts and retries*."
+    ),
+    unit="reqps",
+    queries=tuple(
+        Query(rate(REQUESTS, f'{ENDPOINT}, status=~"{status[0]}.."'), status)
+        for status in colours.STATUS
+    ),
+    empty=NO_REQUESTS,
+    colours=colours.STATUS,
+)
+
+BY_METHOD = Signal(
+    title="Requests by method",
+    description=(
+        "Requests per second by HTTP method; anything but the standard ones is `OTHER`. Only GET "
+        "and HEAD can come from the cache, so a shift to other methods is load on Flask."
+    ),
+    unit="reqps",
+    queries=(
+        Query(f"sum by (method) (rate({REQUESTS}{{{ENDPOINT}}}[$__rate_interval]))", "{{method}}"),
+    ),
+    empty=NO_REQUESTS,
+)
+
+LATENCY = Signal(
+    title="Latency clients see",
+    description=(
+        "Time from the first byte of the request to the last byte of the response, at nginx. p50 "
+        "is the usual case, p99 the unlucky one. Where p99 leaves p50 behind, look at *Upstream* "
+        "and *Workers*; where all rise together, at the cache. The alert watches the p95 of each "
+        "endpoint."
+    ),
+    unit="s",
+    queries=(
+        *quantiles(DURATION, ENDPOINT),
+        limit("threshold:request_p95_seconds", "alert: p95 above"),
+    ),
+    empty=NO_REQUESTS,
+    colours=colours.PERCENTILES,
+)
+
+LATENCY_HEATMAP = Signal(
+    title="Latency distribution",
+    description=(
+        "How many requests took how long; the darker, the more. Two bands are normal for a cached "
+        "endpoint: hits below, misses above. A band that climbs is an upstream that slows down."
+    ),
+    unit="s",
+    queries=(
+        Query(
+            f"sum by (le) (increase({DURATION}_bucket{{{ENDPOINT}}}[$__rate_interval]))", "{{le}}"
+        ),
+    ),
+    empty=NO_REQUESTS,
+)

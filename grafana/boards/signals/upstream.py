@@ -1,0 +1,117 @@
+"""How Flask looks from nginx."""
+
+from boards import colours
+from boards.signals import ENDPOINT, Query, Signal, limit, mean, quantile, rate
+
+CONNECT = "nginx_endpoint_upstream_connect_duration_seconds"
+HEADER = "nginx_endpoint_upstream_header_duration_seconds"
+RESPONSE = "nginx_endpoint_upstream_response_duration_seconds"
+ATTEMPTS = "nginx_endpoint_upstream_attempts_total"
+FLASK = "flask_http_request_duration_seconds"
+
+NO_UPSTREAM = "No request went to Flask in this time range"
+
+UPSTREAM_P95 = Signal(
+    title="p95 upstream header time",
+    description=(
+        "95 % of the requests that went to Flask had the first byte of an answer within this "
+        "time, over 5 minutes. Red is above the alert's threshold: look at *Workers* for full or "
+        "stuck ones, then at Flask itself."
+    ),
+    unit="s",
+    queries=(
+        Query(
+            f"max(endpoint:nginx_upstream_header_duration_seconds:p95_rate5m{{{ENDPOINT}}} >= 0) or vector(NaN)",
+            "p95",
+        ),
+        limit("threshold:upstream_p95_seconds"),
+    ),
+    empty="No traffic",
+)
+
+PHASES = Signal(
+    title="Upstream: connect, header, response",
+    description=(
+        "Time until nginx was connected to Flask, had the response's header, had all of it. "
+        "Connecting takes no time: if it does, the listen queue is full or the network is bad. "
+        "Header is Flask's work and the wait for a worker; response minus header is a long body."
+    ),
+    unit="s",
+    queries=(
+        *(
+            Query(quantile(q, metric, ENDPOINT), f"{name} {level}")
+            for name, metric in (("connect", CONNECT), ("header", HEADER), ("response", RESPONSE))
+            for level, q in (("p50", 0.5), ("p95", 0.95))
+        ),
+        limit("threshold:upstream_p95_seconds", "alert: header p95 above"),
+    ),
+    empty=NO_UPSTREAM,
+    colours={
+        "connect p50": "light-green",
+        "connect p95": "green",
+        "header p50": "light-blue",
+        "header p95": "blue",
+        "response p50": "light-purple",
+        "response p95": "purple",
+    },
+)
+
+HEADER_HEATMAP = Signal(
+    title="Upstream header time",
+    description=(
+        "How many requests waited how long for Flask's first byte; the darker, the more. One "
+        "steady band is normal. A second band above it is a slow endpoint or a stuck worker; a "
+        "smear upwards is queueing."
+    ),
+    unit="s",
+    queries=(
+        Query(f"sum by (le) (increase({HEADER}_bucket{{{ENDPOINT}}}[$__rate_interval]))", "{{le}}"),
+    ),
+    empty=NO_UPSTREAM,
+)
+
+FAILURES = Signal(
+    title="Failed attempts and retries",
+    description=(
+        "Attempts on Flask per second that ended in 5xx (502: no connection, 504: no answer in "
+        "time, 500: Flask's own), and attempts beyond the first of a request. Normal is none. "
+        "Clients see a failure only if no retry and no stale copy could cover it."
+    ),
+    unit="ops",
+    queries=(
+        Query(
+            f'sum by (status) (rate({ATTEMPTS}{{{ENDPOINT}, status=~"5.."}}[$__rate_interval]))',
+            "{{status}}",
+        ),
+        Query(
+            f"({rate(ATTEMPTS, ENDPOINT)} - {rate(f'{RESPONSE}_count', ENDPOINT)}) > 0",
+            "retries",
+        ),
+        limit(f"threshold:upstream_failure_ratio * {rate(ATTEMPTS, ENDPOINT)} > 0"),
+    ),
+    empty=NO_UPSTREAM,
+    colours={
+        "500": "dark-red",
+        "502": "red",
+        "503": "light-red",
+        "504": "super-light-red",
+        "retries": "orange",
+    },
+)
+
+NGINX_AND_FLASK = Signal(
+    title="The same requests, seen by nginx and by Flask",
+    description=(
+        "Mean time per request: nginx's from connecting to the last byte, Flask's inside the "
+        "application. The gap between them is queueing for a worker and the network; normally it "
+        "is a millisecond or two. A wide gap with a low Flask time asks for more workers, not for "
+        "faster code."
+    ),
+    unit="s",
+    queries=(
+        Query(mean(RESPONSE, ENDPOINT), "nginx"),
+        Query(mean(FLASK, ENDPOINT), "Flask"),
+    ),
+    empty=NO_UPSTREAM,
+    colours={"nginx": "orange", "Flask": "blue"},
+)
