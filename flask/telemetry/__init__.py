@@ -1,0 +1,1 @@
+"""Metrics and JSON logs of a Flask application under gunicorn: docs/gunicorn-metrics.md."""

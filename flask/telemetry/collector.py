@@ -1,0 +1,180 @@
+"""The metrics of one scrape: what the slots, /proc and the listening sockets say right now."""
+
+import json
+import os
+import socket
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from telemetry import slots
+
+# struct tcp_info of linux/tcp.h. Of a listening socket, Linux gives the connections waiting to be
+# accepted as tcpi_unacked, and how many may wait as tcpi_sacked.
+TCP_INFO = struct.Struct("8B6I")
+UNACKED, SACKED = 12, 13
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+class Process(NamedTuple):
+    """A live process, as /proc/PID/stat has it."""
+
+    cpu_seconds: float
+    resident_bytes: int
+
+    @classmethod
+    def read(cls, pid: int) -> Self | None:
+        """Return the process, or None where it is dead; a zombie is."""
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        # The name stands in brackets and may hold brackets and spaces. See proc_pid_stat(5); the
+        # first field after it, the state, is number 3 there.
+        fields = stat.rpartition(")")[2].split()
+        if fields[0] in "ZX":
+            return None
+        ticks = int(fields[11]) + int(fields[12])
+        return cls(ticks / TICKS_PER_SECOND, int(fields[21]) * PAGE_BYTES)
+
+
+class WorkerCollector:
+    """The gunicorn_* metrics, but for the queue's histogram, which is an ordinary one."""
+
+    def __init__(self, directory: Path, listeners: Iterable[socket.socket]) -> None:
+        """Read the slots in `directory`, and the backlog of `listeners`."""
+        self._directory = directory
+        self._listeners = list(listeners)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric."""
+        readings = [slots.read(path) for path in self._directory.glob("worker_*.slot")]
+        readings.sort(key=lambda reading: reading.number)
+        processes = {
+            reading.number: process
+            for reading in readings
+            if reading.pid and (process := Process.read(reading.pid))
+        }
+        configured = json.loads((self._directory / "arbiter.json").read_text())
+        yield _gauge("gunicorn_workers", "Workers alive", len(processes))
+        yield _gauge(
+            "gunicorn_workers_configured", "Workers there should be", configured["workers"]
+        )
+        yield _gauge("gunicorn_worker_threads", "Threads of each worker", configured["threads"])
+        yield from _work(readings, processes)
+        yield from _resources(readings, processes)
+        yield _exits(readings)
+        yield from self._backlog()
+
+    def _backlog(self) -> Iterator[Metric]:
+        waiting = GaugeMetricFamily(
+            "gunicorn_listen_backlog",
+            "Connections waiting for a worker to accept them",
+            labels=["listener"],
+        )
+        limit = GaugeMetricFamily(
+            "gunicorn_listen_backlog_limit",
+            "Connections that may wait; the kernel drops what comes on top",
+            labels=["listener"],
+        )
+        for listener in self._listeners:
+            host, port = listener.getsockname()[:2]
+            info = TCP_INFO.unpack(
+                listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO.size)
+            )
+            waiting.add_metric([f"{host}:{port}"], info[UNACKED])
+            limit.add_metric([f"{host}:{port}"], info[SACKED])
+        yield waiting
+        yield limit
+
+
+def _gauge(name: str, documentation: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, documentation, value)
+
+
+def _work(readings: list[slots.Reading], processes: dict[int, Process]) -> Iterator[Metric]:
+    in_flight = GaugeMetricFamily(
+        "gunicorn_worker_requests_in_flight", "Requests being worked on", labels=["worker"]
+    )
+    requests = CounterMetricFamily(
+        "gunicorn_worker_requests", "Requests answered", labels=["worker"]
+    )
+    busy = CounterMetricFamily(
+        "gunicorn_worker_busy_seconds",
+        "Time that threads spent on requests, those in flight included",
+        labels=["worker"],
+    )
+    for reading in readings:
+        labels = [str(reading.number)]
+        if reading.number in processes:
+            in_flight.add_metric(labels, reading.in_flight)
+        requests.add_metric(labels, reading.requests)
+        busy.add_metric(labels, reading.busy_seconds)
+    yield in_flight
+    yield requests
+    yield busy
+
+
+def _resources(readings: list[slots.Reading], processes: dict[int, Process]) -> Iterator[Metric]:
+    memory = GaugeMetricFamily(
+        "gunicorn_worker_resident_memory_bytes", "Resident memory", labels=["worker"]
+    )
+    cpu = CounterMetricFamily(
+        "gunicorn_worker_cpu_seconds", "User and system CPU time", labels=["worker"]
+    )
+    started = GaugeMetricFamily(
+        "gunicorn_worker_start_time_seconds", "Unix time of the fork", labels=["worker"]
+    )
+    for reading in readings:
+        labels = [str(reading.number)]
+        process = processes.get(reading.number)
+        if process:
+            memory.add_metric(labels, process.resident_bytes)
+            started.add_metric(labels, reading.start_time)
+            cpu.add_metric(labels, reading.cpu_seconds + process.cpu_seconds)
+        elif not reading.pid:
+            # Of a worker that is dead but not yet released the time is in neither place.
+            cpu.add_metric(labels, reading.cpu_seconds)
+    yield memory
+    yield cpu
+    yield started
+
+
+def _exits(readings: list[slots.Reading]) -> Metric:
+    exits = CounterMetricFamily("gunicorn_worker_exits", "Workers that ended", labels=["reason"])
+    for reason in slots.REASONS:
+        exits.add_metric([reason], sum(reading.exits[reason] for reading in readings))
+    return exits
+
+
+class RequestCollector:
+    """What the workers counted with prometheus_client: the flask_* metrics, the queue, your own."""
+
+    def __init__(self, directory: Path) -> None:
+        """Read the multiprocess files in `directory`."""
+        self._files = MultiProcessCollector(None, str(directory))
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric, and flask_http_request_total, the sum of the histogram's counts."""
+        for metric in self._files.collect():
+            yield metric
+            if metric.name == "flask_http_request_duration_seconds":
+                yield _total(metric)
+
+
+def _total(durations: Metric) -> Metric:
+    total = CounterMetricFamily(
+        "flask_http_request",
+        "Total number of HTTP requests",
+        labels=["method", "endpoint", "status"],
+    )
+    for sample in durations.samples:
+        if sample.name.endswith("_count"):
+            labels = sample.labels
+            total.add_metric([labels["method"], labels["endpoint"], labels["status"]], sample.value)
+    return total
