@@ -48,6 +48,8 @@ APT = (
     "Debug::NoLocking=1",
 )
 
+ALERTMANAGER_SHARE = b"/usr/share/prometheus/alertmanager"
+
 Progress = Callable[[str], None]
 
 
@@ -124,6 +126,22 @@ def _unpack(packages: list[str]) -> None:
     for archive in sorted(archives.glob("*.deb")):
         _run(["dpkg-deb", "-x", str(archive), str(PACKAGES)], f"{archive} could not be unpacked")
         archive.unlink()
+    _relocate_alertmanager()
+
+
+def _relocate_alertmanager() -> None:
+    """Have the unpacked Alertmanager read its own templates from its working directory.
+
+    Debian's build has their path compiled in and does not start without them.
+    """
+    program = PACKAGES / "usr/bin/prometheus-alertmanager"
+    if program.is_file():
+        here = b"./" * (len(ALERTMANAGER_SHARE) // 2)
+        # Into a new file: the old one may be running.
+        relocated = program.with_suffix(".new")
+        relocated.write_bytes(program.read_bytes().replace(ALERTMANAGER_SHARE, here))
+        relocated.chmod(0o755)
+        relocated.replace(program)
 
 
 def _ensure_requirements(path: Path, progress: Progress) -> None:
