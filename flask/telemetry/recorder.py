@@ -39,12 +39,11 @@ class Metrics(Protocol):
 
 
 class _Thread(threading.local):
-    """What a thread is at."""
+    """What the calling thread is at."""
 
-    def __init__(self, slot: Slot) -> None:
-        self.offset = slot.next_thread()
-        self.started = 0.0  # monotonic
-        self.started_at = 0.0  # Unix time
+    offset = 0  # of its floats in the slot; 0 until its first request
+    started = 0.0  # monotonic
+    started_at = 0.0  # Unix time
 
 
 class Recorder:
@@ -54,7 +53,7 @@ class Recorder:
         """Make the recorder of `worker`, in its own process."""
         self._slot = slot
         self._values = slot.values
-        self._thread = _Thread(slot)
+        self._thread = _Thread()
         self._trusted = tuple(worker.cfg.forwarded_allow_ips)
         self._logging = worker.log.error_log.isEnabledFor(logging.INFO)
         self._queue_duration = Histogram(
@@ -67,6 +66,8 @@ class Recorder:
         """Note that the calling thread starts on a request."""
         drop_untrusted(request, self._trusted)
         thread = self._thread
+        if not thread.offset:
+            thread.offset = self._slot.next_thread()
         thread.started_at = time.time()
         thread.started = started = time.monotonic()
         # Below zero while a request runs: one float, written whole, says how long and whether.
