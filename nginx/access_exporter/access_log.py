@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-CHUNK_BYTES: Final = 1 << 20
+CHUNK_BYTES: Final = 1 << 18
 
 # On a file system without holes the file is emptied once it has been read to an end beyond this.
 # A line that nginx writes between the last look and the emptying, microseconds later, is lost.

@@ -29,10 +29,10 @@ CACHE_STATUSES: Final = frozenset(
 
 # Label sets a metric may have. Whatever the upstream or a client invents, memory is bounded:
 # what comes after these is counted under `overflow` in every label, so that totals stay exact.
-MAX_COUNTER_LABEL_SETS: Final = 2000
-MAX_HISTOGRAM_LABEL_SETS: Final = 400
+MAX_COUNTER_LABEL_SETS: Final = 1000
+MAX_HISTOGRAM_LABEL_SETS: Final = 200
 OVERFLOW: Final = "overflow"
-MAX_ENDPOINT_LENGTH: Final = 200
+MAX_ENDPOINT_LENGTH: Final = 100
 
 # Parsed lines kept for the next time they are met. Clients choose the length of a method, so a
 # long line is not kept.
@@ -95,7 +95,7 @@ def parse(line: bytes) -> Request:
             upstream_header=_total_ms(header),
             upstream_response=response_ms,
             attempts=tuple("none" if it == "-" else _status(it) for it in attempts),
-            bytes_sent=int(size),
+            bytes_sent=_bytes(size),
         )
     except ValueError as error:
         raise MalformedLineError(str(error)) from error
@@ -123,6 +123,12 @@ def _cache(text: str) -> str:
     if text not in CACHE_STATUSES:
         raise ValueError(f"not a cache status: {text!r}")
     return text
+
+
+def _bytes(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError(f"not a size: {text!r}")
+    return int(text)
 
 
 def _ms(text: str) -> int:

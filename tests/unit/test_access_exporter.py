@@ -1,0 +1,338 @@
+"""nginx-access-exporter as Prometheus, an operator and the kernel meet it."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from access_exporter import AccessExporter
+from prometheus_client.core import Metric
+from prometheus_client.openmetrics import parser as openmetrics
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.stacks import wait_until
+
+PROGRAM = Path(sys.modules[AccessExporter.__module__].__file__ or "")
+LINE = b"GET\t/cache-me\t200\tHIT\t0.000\t-\t-\t-\t-\t345\n"
+MEMORY_LIMIT = 64_000_000
+
+
+class Running:
+    """The exporter as a process of its own."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self._port}"
+        self.stderr = log.with_suffix(".stderr")
+        self.start()
+
+    def start(self) -> None:
+        with self.stderr.open("ab") as stderr:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    PROGRAM,
+                    f"--log.path={self._log}",
+                    f"--web.listen-address=127.0.0.1:{self._port}",
+                ],
+                stderr=stderr,
+            )
+        wait_until(lambda: requests.get(f"{self.url}/-/healthy", timeout=5).ok, 20, "the exporter")
+
+    def stop(self, by: signal.Signals) -> int:
+        self.process.send_signal(by)
+        return self.process.wait(20)
+
+    def get(self, **headers: str) -> requests.Response:
+        response = requests.get(f"{self.url}/metrics", headers=headers, timeout=20)
+        assert response.status_code == 200
+        return response
+
+    def total(self, name: str) -> float:
+        """The sum of a metric over all its label sets."""
+        return total(text_string_to_metric_families(self.get().text), name)
+
+    def peak_memory(self) -> int:
+        """The most bytes the process has had in memory."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return next(
+            int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")
+        )
+
+
+def total(families: Iterator[Metric], name: str) -> float:
+    return sum(it.value for family in families for it in family.samples if it.name == name)
+
+
+@pytest.fixture
+def log() -> Iterator[Path]:
+    """The path of a log in memory; nothing is there yet."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder, "access.log")
+
+
+@pytest.fixture
+def append(log: Path) -> Iterator[Callable[[bytes], None]]:
+    """Appends to the log as nginx does."""
+    fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+    def write(data: bytes) -> None:
+        assert os.write(fd, data) == len(data)
+
+    yield write
+    os.close(fd)
+
+
+@pytest.fixture
+def exporter(log: Path) -> Iterator[Running]:
+    running = Running(log)
+    yield running
+    running.process.kill()
+    running.process.wait()
+
+
+Append = Callable[[bytes], None]
+
+
+def test_a_scrape_sees_every_line_already_written(exporter: Running, append: Append) -> None:
+    for lines in range(1, 20):
+        append(LINE)
+        assert exporter.total("nginx_endpoint_requests_total") == lines
+    assert exporter.total("nginx_access_exporter_backlog_bytes") == 0
+
+
+def test_lines_are_read_and_given_back_without_a_scrape(
+    exporter: Running, append: Append, log: Path
+) -> None:
+    assert exporter.process.poll() is None
+    append(LINE * 100_000)
+    wait_until(lambda: log.stat().st_blocks * 512 < 10_000, 10, "the log to be given back")
+
+
+def test_counters_go_on_after_a_restart(exporter: Running, append: Append) -> None:
+    append(LINE * 10)
+    assert exporter.total("nginx_endpoint_requests_total") == 10
+    assert exporter.stop(signal.SIGTERM) == 0
+    append(LINE * 5)
+    exporter.start()
+    assert exporter.total("nginx_endpoint_requests_total") == 15
+    assert exporter.total("nginx_access_exporter_lines_total") == 15
+
+
+def test_sigterm_counts_what_is_there_and_ends_well(
+    exporter: Running, append: Append, log: Path
+) -> None:
+    append(LINE * 3)
+    assert exporter.stop(signal.SIGTERM) == 0
+    checkpoint = json.loads(log.with_name(f"{log.name}.checkpoint").read_text())
+    assert checkpoint["counts"]["lines"] == 3
+
+
+def test_no_line_is_lost_or_counted_twice_by_sigkill_at_any_time(
+    exporter: Running, append: Append
+) -> None:
+    written = 0
+    enough = threading.Event()
+
+    def write() -> None:
+        nonlocal written
+        while not enough.wait(0.001):
+            append(LINE * 800)
+            written += 800
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    seen = 0.0
+    try:
+        for n in range(15):
+            before = written
+            wait_until(lambda before=before: written > before, 5, "more lines")
+            if n % 3:
+                exporter.get()
+            exporter.stop(signal.SIGKILL)
+            exporter.start()
+            now = exporter.total("nginx_endpoint_requests_total")
+            assert now >= seen, "a counter went down"
+            seen = now
+    finally:
+        enough.set()
+        writer.join()
+    assert exporter.total("nginx_endpoint_requests_total") == written
+    assert exporter.total("nginx_endpoint_request_duration_seconds_count") == written
+    assert exporter.total("nginx_endpoint_response_bytes_total") == written * 345
+
+
+class KilledError(BaseException):
+    """Stands for SIGKILL: nothing of the program handles it."""
+
+
+@pytest.mark.parametrize("moment", ["_metrics.add", "_save", "_log.release"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_kill_around_any_step_is_harmless(
+    log: Path, append: Append, moment: str, after: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append(LINE * 7)
+    exporter = AccessExporter(log)
+    exporter.drain()
+    append(LINE * 5)
+
+    *owner, step = moment.split(".")
+    target = getattr(exporter, owner[0]) if owner else exporter
+    original = getattr(target, step)
+
+    def killed(*arguments: object) -> None:
+        if after:
+            original(*arguments)
+        raise KilledError
+
+    monkeypatch.setattr(target, step, killed)
+    with pytest.raises(KilledError):
+        exporter.drain()
+
+    again = AccessExporter(log)
+    assert total(again.collect(), "nginx_endpoint_requests_total") == 12
+
+
+def test_without_its_checkpoint_it_counts_what_was_not_given_back(
+    log: Path, append: Append, capfd: pytest.CaptureFixture[str]
+) -> None:
+    append(LINE * 1000)
+    AccessExporter(log).drain()
+    log.with_name(f"{log.name}.checkpoint").write_text("{")
+    append(LINE * 3)
+    running = Running(log)
+    try:
+        assert running.total("nginx_endpoint_requests_total") == 3
+    finally:
+        running.stop(signal.SIGKILL)
+    assert "is unusable, counters start from 0" in running.stderr.read_text()
+    assert capfd.readouterr().out == ""
+
+
+def test_where_nothing_can_be_kept_it_counts_on_and_leaves_no_old_checkpoint(
+    log: Path, append: Append
+) -> None:
+    exporter = AccessExporter(log)
+    append(LINE)
+    exporter.drain()
+    log.with_name(f"{log.name}.checkpoint.new").mkdir()  # can't be written: it is a folder
+    append(LINE * 2)
+    assert total(exporter.collect(), "nginx_endpoint_requests_total") == 3
+    # An old count would look like a reset to Prometheus, which would add it once more.
+    assert not log.with_name(f"{log.name}.checkpoint").exists()
+    assert total(AccessExporter(log).collect(), "nginx_endpoint_requests_total") == 0
+
+
+def test_an_unreadable_log_is_reported_and_the_rest_served(exporter: Running, log: Path) -> None:
+    log.mkdir()
+    wait_until(lambda: "can't read the log" in exporter.stderr.read_text(), 5, "a report")
+    assert exporter.total("nginx_access_exporter_lines_total") == 0
+    log.rmdir()
+    log.write_bytes(LINE)
+    assert exporter.total("nginx_access_exporter_lines_total") == 1
+
+
+def test_both_formats_say_the_same_and_promtool_has_nothing_to_add(
+    exporter: Running, append: Append
+) -> None:
+    append(LINE + b"GET\t/a\\x22b\t502\t-\t0.005\t0.001, -\t-\t0.001, 0.200\t502, 502\t345\nbad\n")
+    plain = exporter.get()
+    assert plain.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    modern = exporter.get(Accept="application/openmetrics-text; version=1.0.0")
+    assert modern.headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
+
+    def samples(families: Iterator[Metric]) -> set[tuple[object, ...]]:
+        return {
+            (it.name, *sorted(it.labels.items()), it.value)
+            for family in families
+            for it in family.samples
+            if it.name.startswith("nginx_")
+        }
+
+    said = samples(text_string_to_metric_families(plain.text))
+    assert said == samples(openmetrics.text_string_to_metric_families(modern.text))
+    assert ("nginx_access_exporter_malformed_lines_total", 1.0) in said
+    assert "_created" not in plain.text + modern.text
+
+    check = subprocess.run(
+        ["promtool", "check", "metrics"],
+        input=plain.text,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (check.returncode, check.stdout, check.stderr) == (0, "", "")
+
+
+def test_only_metrics_and_health_are_served(exporter: Running) -> None:
+    assert requests.get(f"{exporter.url}/-/healthy", timeout=5).status_code == 200
+    for path in ("/", "/metrics/", "/-/healthy/x", "/favicon.ico"):
+        assert requests.get(exporter.url + path, timeout=5).status_code == 404
+
+
+def test_a_silent_client_does_not_hold_up_a_scrape(exporter: Running, append: Append) -> None:
+    append(LINE)
+    host, port = exporter.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))):
+        assert exporter.total("nginx_access_exporter_lines_total") == 1
+
+
+def test_it_logs_as_the_app_does(exporter: Running, append: Append) -> None:
+    append(b"bad\n" * 1000)
+    assert exporter.total("nginx_access_exporter_malformed_lines_total") == 1000
+    exporter.stop(signal.SIGTERM)
+    entries = [json.loads(line) for line in exporter.stderr.read_text().splitlines()]
+    assert [entry["level"] for entry in entries] == ["info", "warning", "info"]
+    assert {"time", "level", "logger", "message", "pid"} == set(entries[0])
+    assert entries[0]["time"].endswith("Z")
+    assert len(entries[0]["time"]) == len("2026-01-01T00:00:00.000Z")
+
+
+def test_no_flood_exceeds_the_bound_on_series_or_memory(exporter: Running, append: Append) -> None:
+    methods = (b"GET", b"POST", b"PUT", b"M" * 5000)
+    statuses = (b"HIT", b"MISS", b"-")
+    for n in range(5000):
+        status = n % 900 + 100
+        append(
+            b"%s\t/%099d\t%d\t%s\t0.%03d\t0.001\t0.001\t0.001\t%d\t%d\n"
+            % (methods[n % 4], n, status, statuses[n % 3], n % 1000, status, n)
+        )
+    with concurrent.futures.ThreadPoolExecutor(5) as clients:
+        pages = [page.text for page in clients.map(lambda _: exporter.get(), range(5))]
+    assert exporter.total("nginx_endpoint_requests_total") == 5000
+    series = [line for line in pages[0].splitlines() if line.startswith("nginx_")]
+    # Three counters; four histograms of 14 buckets, a sum and a count; two counters and a gauge.
+    assert len(series) <= 3 * (1000 + 1) + 4 * (200 + 1) * 16 + 3
+    assert exporter.peak_memory() < MEMORY_LIMIT
+
+
+def test_two_million_lines_leave_neither_log_nor_memory_behind(
+    exporter: Running, append: Append, log: Path
+) -> None:
+    # As cached hits and uncached requests make them: the times differ, the rest does not.
+    uncached = b"GET\t/\t200\t-\t0.%03d\t0.000\t0.%03d\t0.%03d\t200\t%d\n"
+    some = b"".join(LINE + uncached % (n, n * 7 % 100, n * 11 % 100, n) for n in range(500))
+    for lines in range(100_000, 2_100_000, 100_000):
+        for _ in range(100):
+            append(some)
+        assert exporter.total("nginx_endpoint_requests_total") == lines
+        if lines == 500_000:
+            memory = exporter.peak_memory()
+    assert log.stat().st_size > 80_000_000
+    assert log.stat().st_blocks * 512 < 8_000_000
+    assert exporter.peak_memory() < MEMORY_LIMIT
+    assert exporter.peak_memory() <= memory + 1_000_000
