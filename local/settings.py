@@ -104,6 +104,8 @@ def environment(values: dict[str, str], run: Path) -> dict[str, str]:
         "STACK_PYTHON": str(VENV / "bin" / "python"),
         "NGINX_RUN_DIR": str(run / "nginx"),
         "NGINX_CACHE_DIR": str(run / "nginx" / "cache"),
+        # Started by root, nginx's workers would be nobody's, and shut out of a folder under /root.
+        "NGINX_USER_DIRECTIVE": "" if os.geteuid() else "user root;",
         "NGINX_METRICS_LOG": str(run / "nginx" / "access-metrics.log"),
         "PROMETHEUS_MULTIPROC_DIR": str(run / "flask-app"),
         "PROMETHEUS_RULES_DIR": str(Path(rules).resolve()),

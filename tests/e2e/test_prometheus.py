@@ -67,8 +67,14 @@ def test_random_paths_are_one_endpoint(stack: Stack) -> None:
         ("flask-app", "flask_http_request_total"),
         ("nginx-access-exporter", "nginx_endpoint_requests_total"),
     ):
-        endpoints = set(re.findall(metric + r'{[^}]*endpoint="([^"]+)"', stack.metrics(service)))
-        assert "unmatched" in endpoints
+        pattern = re.compile(metric + r'{[^}]*endpoint="([^"]+)"')
+        endpoints = wait_until(
+            lambda: (
+                (found := set(pattern.findall(stack.metrics(service)))) >= {"unmatched"} and found
+            ),
+            10,
+            f"{service} to count them",
+        )
         assert endpoints <= {"/", "/cache-me", "/info", "unmatched", "none"}
 
 
@@ -94,7 +100,7 @@ def test_requests_are_conserved_to_the_last_one(stack: Stack) -> None:
         grown = [now - before for now, before in zip(after, settled, strict=True)]
         return grown == [150, 101, 101]
 
-    wait_until(counted, 4 * SCRAPE_INTERVAL, "150 requests, 101 of them upstream, to be counted")
+    wait_until(counted, 8 * SCRAPE_INTERVAL, "150 requests, 101 of them upstream, to be counted")
 
 
 def _settled(stack: Stack, expressions: tuple[str, ...]) -> list[float]:
