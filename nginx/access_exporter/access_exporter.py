@@ -140,13 +140,11 @@ def application(registry: CollectorRegistry) -> WSGIApplication:
     """Serves the registry at /metrics, in the format the client asks for, and /-/healthy."""
     # Compressing for a Prometheus that is next door costs more than it saves.
     metrics = make_wsgi_app(registry, disable_compression=True)
-    one_at_a_time = threading.Lock()  # for memory: a page of metrics is made as a whole
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
         if path == "/metrics":
-            with one_at_a_time:
-                return metrics(environ, start_response)
+            return metrics(environ, start_response)
         status = "200 OK" if path == "/-/healthy" else "404 Not Found"
         start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
         return [f"{status}\n".encode()]
