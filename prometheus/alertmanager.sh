@@ -11,14 +11,15 @@ here=$(dirname "$0")
 result=${ALERTMANAGER_RUNTIME_CONFIG:-/tmp/alertmanager.yml}
 
 read_secrets() {
-    for file in "${ALERT_SECRETS_DIR:-/run/secrets}"/alert_*; do
-        [ -e "$file" ] || continue
-        if [ ! -r "$file" ]; then
-            echo "alertmanager.sh: user $(id -u) may not read $file: chmod a+r it" >&2
+    folder=${ALERT_SECRETS_DIR:-/run/secrets}
+    for path in "$folder" "$folder"/alert_*; do
+        if [ -e "$path" ] && [ ! -r "$path" ]; then
+            echo "alertmanager.sh: user $(id -u) may not read $path: chmod a+rX it" >&2
             exit 1
+        elif [ -f "$path" ]; then
+            # In YAML, a quote within single quotes is written twice.
+            export "$(basename "$path" | tr '[:lower:]' '[:upper:]')=$(sed "s/'/''/g" "$path")"
         fi
-        # In YAML, a quote within single quotes is written twice.
-        export "$(basename "$file" | tr '[:lower:]' '[:upper:]')=$(sed "s/'/''/g" "$file")"
     done
 }
 

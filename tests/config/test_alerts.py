@@ -1,0 +1,347 @@
+"""Alert rules, runbooks, the documented table and Alertmanager's configuration fit together."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMETHEUS = ROOT / "prometheus"
+RULE_FILES = sorted((PROMETHEUS / "rules").glob("*.yml"))
+TEST_FILES = sorted((PROMETHEUS / "tests").glob("*.test.yml"))
+DASHBOARDS = sorted((ROOT / "grafana" / "dashboards").glob("*.json"))
+
+RULES: list[dict[str, Any]] = [
+    rule
+    for path in RULE_FILES
+    for group in yaml.safe_load(path.read_text())["groups"]
+    for rule in group["rules"]
+]
+ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
+ALERTMANAGER = yaml.safe_load((PROMETHEUS / "alertmanager.yml").read_text())
+RUNBOOKS = dict(
+    re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", (ROOT / "docs/runbooks.md").read_text(), re.M | re.S)
+)
+RUNBOOK_PARTS = (
+    "**What it means.**",
+    "**What users notice.**",
+    "**Look first at**",
+    "**Silence.**",
+)
+
+every_alert = pytest.mark.parametrize("name", ALERTS)
+
+
+def run(*command: str | Path, env: dict[str, str] | None = None) -> str:
+    """What a command prints; the test fails, with what it says, where the command does."""
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | (env or {})
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+# --- rules ---------------------------------------------------------------------------------------
+
+
+def test_promtool_accepts_the_rules() -> None:
+    run("promtool", "check", "rules", *RULE_FILES)
+
+
+@pytest.mark.parametrize("path", TEST_FILES, ids=lambda path: path.name)
+def test_rules_pass_promtools_tests(path: Path) -> None:
+    run("promtool", "test", "rules", path)
+
+
+@every_alert
+def test_alert_has_its_labels_and_annotations(name: str) -> None:
+    alert = ALERTS[name]
+    assert alert["labels"]["severity"] in {"page", "ticket", "info"}
+    assert set(alert["annotations"]) == {"summary", "description", "runbook_url", "dashboard_url"}
+
+
+@every_alert
+def test_alert_reads_its_numbers_from_thresholds(name: str) -> None:
+    """A number beside a comparison would be in a second place: only 0 and 1 mean themselves."""
+    numbers = re.findall(r"[<>=]=?\s*([\d.e+-]+)", ALERTS[name]["expr"])
+    assert set(numbers) <= {"0", "1"}
+
+
+@every_alert
+def test_alert_reads_only_thresholds_and_records_that_exist(name: str) -> None:
+    recorded = {rule["record"] for rule in RULES if "record" in rule}
+    read = set(re.findall(r"\b[a-z_]+:[a-z0-9_]+(?::[a-z0-9_]+)?\b", ALERTS[name]["expr"]))
+    assert read <= recorded
+
+
+@every_alert
+def test_alert_is_tested_to_fire_and_not_to_fire(name: str) -> None:
+    cases = [
+        case["exp_alerts"]
+        for path in TEST_FILES
+        for test in yaml.safe_load(path.read_text())["tests"]
+        for case in test.get("alert_rule_test", [])
+        if case["alertname"] == name
+    ]
+    assert any(cases)
+    assert name == "Watchdog" or not all(cases)
+
+
+# --- documents -----------------------------------------------------------------------------------
+
+
+@every_alert
+def test_runbook_url_leads_to_a_section_with_every_part(name: str) -> None:
+    url = ALERTS[name]["annotations"]["runbook_url"]
+    assert url == f"{{{{ $externalLabels.runbooks_url }}}}#{name.lower()}"
+    section = RUNBOOKS[name]
+    positions = [section.find(part) for part in RUNBOOK_PARTS]
+    assert -1 not in positions
+    assert positions == sorted(positions)
+    assert [int(number) for number in re.findall(r"^(\d)\. ", section, re.M)] == [1, 2, 3]
+    assert "```promql" in section
+
+
+def test_every_runbook_is_of_an_alert() -> None:
+    assert list(RUNBOOKS) == list(ALERTS)
+
+
+@every_alert
+def test_dashboard_url_leads_to_a_dashboard(name: str) -> None:
+    uids = {json.loads(path.read_text())["uid"] for path in DASHBOARDS}
+    url = ALERTS[name]["annotations"]["dashboard_url"]
+    match = re.match(r"\{\{ \$externalLabels\.grafana_url \}\}/d/([a-z-]+)", url)
+    assert match
+    assert match[1] in uids
+
+
+def test_panels_that_runbooks_name_exist() -> None:
+    titles = {
+        panel["title"]
+        for path in DASHBOARDS
+        for panel in json.loads(path.read_text())["panels"]
+        if "title" in panel
+    }
+    named = {
+        title
+        for section in RUNBOOKS.values()
+        for title in re.findall(r"[Pp]anels? \*([^*]+)\*", section)
+    }
+    assert named
+    assert named <= titles
+
+
+def test_documented_table_has_what_the_rules_say() -> None:
+    table = re.findall(
+        r"^\| \[(\w+)\]\(runbooks\.md#(\w+)\) \| (.+?) \| (.+?) \| (\w+) \|$",
+        (ROOT / "docs/alerts.md").read_text(),
+        re.M,
+    )
+    assert [name for name, *_ in table] == list(ALERTS)
+    for name, anchor, meaning, fires_at, severity in table:
+        alert = ALERTS[name]
+        assert anchor == name.lower()
+        assert meaning == re.split(r"(?<=\.) ", alert["annotations"]["description"])[0]
+        assert severity == alert["labels"]["severity"]
+        duration = re.search(r", for (\w+)$", fires_at)
+        assert (duration and duration[1]) == alert.get("for")
+        for number in threshold_numbers(alert["expr"]):
+            assert re.search(rf"(?<![\d.]){re.escape(number)}(?![\d.])", fires_at), (name, number)
+
+
+def threshold_numbers(expression: str) -> set[str]:
+    """The values of the thresholds that an expression reads, as the table writes them."""
+    numbers = set()
+    for rule in RULES:
+        record = rule.get("record", "")
+        window = rule.get("labels", {}).get("window")
+        selector = f'{record}{{window="{window}"}}' if window else record
+        if not record.startswith("threshold:") or selector not in expression:
+            continue
+        value = float(re.fullmatch(r"vector\((.+)\)", rule["expr"])[1])
+        if record.endswith(("_ratio", "_drop", "_utilisation")):
+            numbers.add(f"{value * 100:g} %")
+        elif record.endswith("_bytes"):
+            numbers.add(f"{value / 1e6:g} MB")
+        else:
+            numbers.add(f"{value:g}")
+    return numbers
+
+
+# --- Alertmanager --------------------------------------------------------------------------------
+
+SECRETS = {
+    "alert_webhook_url": "http://example.com/it's-a-secret",
+    "alert_slack_url": "http://example.com/slack-secret",
+    "alert_watchdog_url": "http://example.com/watchdog-secret",
+    "alert_smtp_password": 'pass\'word: $(id) `id` \\ "x" #1',
+}
+EMAIL = {
+    "ALERT_EMAIL_TO": "team@example.com",
+    "ALERT_EMAIL_FROM": "stack@example.com",
+    "ALERT_SMTP_HOST": "mail.example.com:587",
+    "ALERT_SMTP_USERNAME": "stack",
+}
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Callable[..., str]:
+    """Runs alertmanager.sh with the given settings and, in Alertmanager's place, a command."""
+    (tmp_path / "secrets").mkdir()
+
+    def start(
+        *command: str, secrets: dict[str, str] | None = None, env: dict[str, str] | None = None
+    ) -> str:
+        for name, content in (secrets or {}).items():
+            (tmp_path / "secrets" / name).write_text(content + "\n")
+        places = {
+            "ALERT_SECRETS_DIR": str(tmp_path / "secrets"),
+            "ALERTMANAGER_RUNTIME_CONFIG": str(tmp_path / "alertmanager.yml"),
+        }
+        return run("sh", PROMETHEUS / "alertmanager.sh", *command, env=places | (env or {}))
+
+    return start
+
+
+def receivers(tmp_path: Path) -> dict[str, dict[str, Any]]:
+    """The receivers that Alertmanager was started with, by name."""
+    config = yaml.safe_load((tmp_path / "alertmanager.yml").read_text())
+    return {receiver.pop("name"): receiver for receiver in config["receivers"]}
+
+
+def test_without_settings_nobody_is_told(started: Callable[..., str], tmp_path: Path) -> None:
+    # Compose passes what .env leaves out as empty variables.
+    started("true", env=dict.fromkeys(EMAIL, ""))
+    assert receivers(tmp_path) == {"page": {}, "ticket": {}, "watchdog": {}, "nobody": {}}
+
+
+def test_each_setting_switches_its_receiver_on(started: Callable[..., str], tmp_path: Path) -> None:
+    started("true", secrets=SECRETS, env=EMAIL)
+    told = receivers(tmp_path)
+    assert set(told["page"]) == {"webhook_configs", "slack_configs", "email_configs"}
+    assert told["ticket"] == told["page"]
+    assert told["page"]["webhook_configs"][0]["url"] == SECRETS["alert_webhook_url"]
+    assert told["page"]["slack_configs"][0]["api_url"] == SECRETS["alert_slack_url"]
+    assert told["page"]["email_configs"][0]["smarthost"] == EMAIL["ALERT_SMTP_HOST"]
+    assert told["page"]["email_configs"][0]["auth_password"] == SECRETS["alert_smtp_password"]
+    assert told["watchdog"]["webhook_configs"][0]["url"] == SECRETS["alert_watchdog_url"]
+    assert told["nobody"] == {}
+
+
+def test_amtool_accepts_the_configuration_with_and_without_receivers(
+    started: Callable[..., str], tmp_path: Path
+) -> None:
+    run("amtool", "check-config", PROMETHEUS / "alertmanager.yml")
+    started("true", secrets=SECRETS, env=EMAIL)
+    run("amtool", "check-config", tmp_path / "alertmanager.yml")
+
+
+def test_email_that_is_set_by_half_ends_the_start(started: Callable[..., str]) -> None:
+    with pytest.raises(AssertionError, match="ALERT_SMTP_HOST: set it in"):
+        started("true", env=EMAIL | {"ALERT_SMTP_HOST": ""})
+
+
+@pytest.mark.parametrize("unreadable", ["", "alert_slack_url"], ids=["folder", "file"])
+def test_secret_that_may_not_be_read_ends_the_start(unreadable: str) -> None:
+    script = PROMETHEUS / "alertmanager.sh"
+    with tempfile.TemporaryDirectory() as folder, script.open() as text:
+        Path(folder).chmod(0o755)
+        Path(folder, "alert_slack_url").touch()
+        Path(folder, unreadable).chmod(0)
+        done = subprocess.run(
+            ["sh", "-s", "true"],
+            stdin=text,
+            env=os.environ | {"ALERT_SECRETS_DIR": folder},
+            user=65534 if os.geteuid() == 0 else None,  # root may read everything
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        Path(folder).chmod(0o755)
+    assert done.returncode != 0
+    assert f"may not read {Path(folder, unreadable)}" in done.stderr
+
+
+def test_secrets_are_in_one_private_file_only(started: Callable[..., str], tmp_path: Path) -> None:
+    shown = started("sh", "-c", 'env; echo "$@"', "-", secrets=SECRETS, env=EMAIL)
+    assert f"--config.file={tmp_path}/alertmanager.yml" in shown
+    assert EMAIL["ALERT_SMTP_HOST"] in shown
+    assert not [name for name, secret in SECRETS.items() if secret in shown]
+    assert stat.S_IMODE((tmp_path / "alertmanager.yml").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    ("labels", "receiver"),
+    [
+        (["alertname=CacheMissRatioHigh", "endpoint=/cache-me", "severity=page"], "page"),
+        (["alertname=WorkerKilled", "severity=ticket"], "ticket"),
+        (["alertname=SomethingOfYourOwn"], "ticket"),
+        (["alertname=SomethingToBeSeen", "severity=info"], "nobody"),
+        (["alertname=Watchdog", "severity=info"], "watchdog"),
+    ],
+)
+def test_alerts_are_routed_by_severity(labels: list[str], receiver: str) -> None:
+    config = f"--config.file={PROMETHEUS / 'alertmanager.yml'}"
+    assert run("amtool", "config", "routes", "test", config, *labels).strip() == receiver
+
+
+def matchers(text: str) -> dict[str, str]:
+    """The values, by label, that a matcher such as `alertname =~ "A|B"` compares with."""
+    label, value = re.fullmatch(r'(\w+) (?:=~|=|!=) "?([^"]*)"?', text).groups()
+    return {label: value}
+
+
+@pytest.mark.parametrize("side", ["source_matchers", "target_matchers"])
+def test_inhibition_names_alerts_that_exist(side: str) -> None:
+    for rule in ALERTMANAGER["inhibit_rules"]:
+        for matcher in rule[side]:
+            names = matchers(matcher).get("alertname", "Watchdog")
+            for pattern in split_alternatives(names):
+                assert any(re.fullmatch(pattern, name) for name in ALERTS), pattern
+
+
+def split_alternatives(pattern: str) -> list[str]:
+    """The alternatives of a regular expression, those within brackets multiplied out."""
+    group = re.search(r"\(([^()]*)\)", pattern)
+    if not group:
+        return pattern.split("|")
+    return [
+        alternative
+        for choice in group[1].split("|")
+        for alternative in split_alternatives(pattern.replace(group[0], choice, 1))
+    ]
+
+
+def test_what_inhibits_fires_before_what_it_inhibits() -> None:
+    """Else the consequence is told first. Two minutes of `for` are the longest of a source."""
+    seconds = {
+        name: {"s": 1, "m": 60}[duration[-1]] * int(duration[:-1])
+        for name, alert in ALERTS.items()
+        if (duration := alert.get("for", "0s"))
+    }
+    assert seconds["UpstreamDown"] + 60 < seconds["TargetDown"]
+    assert seconds["CacheMissRatioHigh"] < seconds["CacheOffloadDropped"]
+    assert seconds["AvailabilityBudgetBurnFast"] < seconds["AvailabilityBudgetBurnSlow"]
+    assert seconds["LatencyBudgetBurnFast"] < seconds["LatencyBudgetBurnSlow"]
+
+
+@every_alert
+def test_alert_says_which_job_measures_it(name: str) -> None:
+    """Or else it is not kept quiet where that job's target is down."""
+    jobs = {
+        scrape["job_name"]
+        for scrape in yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["scrape_configs"]
+    }
+    job = ALERTS[name]["labels"].get("job")
+    of_no_job = {"UpstreamDown", "TargetDown", "GrafanaDown", "TargetMissing", "Watchdog"}
+    assert (job in jobs) != (name in of_no_job)
