@@ -80,7 +80,6 @@ class Stack:
         self.ports = _free_ports()
         self.settings = TEST_SETTINGS | settings
         self.http = f"http://127.0.0.1:{self.ports['HTTP_PORT']}"
-        self.flask = f"http://127.0.0.1:{self.ports['FLASK_PORT']}"
         self.prometheus = f"http://127.0.0.1:{self.ports['PROMETHEUS_PORT']}"
         self.alertmanager = f"http://127.0.0.1:{self.ports['ALERTMANAGER_PORT']}"
 
@@ -125,6 +124,11 @@ class Stack:
 
     def address(self, service: str, port: int) -> str:
         """The URL of a port that only the other services are meant to reach."""
+        raise NotImplementedError
+
+    @property
+    def flask(self) -> str:
+        """The URL of the app without nginx."""
         raise NotImplementedError
 
     @property
@@ -189,6 +193,10 @@ class LocalStack(Stack):
 
     host_address = "127.0.0.1"
 
+    @property
+    def flask(self) -> str:
+        return self.address("flask-app", 8000)
+
     def up(self) -> None:
         _run([ROOT / "stack", "up", "--local"], self.environment)
 
@@ -231,7 +239,12 @@ class ComposeStack(Stack):
 
     @property
     def environment(self) -> dict[str, str]:
-        return super().environment | {"COMPOSE_BAKE": "false"}
+        # Port 0: any free one, for each replica.
+        return super().environment | {"COMPOSE_BAKE": "false", "FLASK_PORT": "0"}
+
+    @property
+    def flask(self) -> str:
+        return f"http://{self.compose('port', 'flask-app', '8000').strip()}"
 
     def compose(self, *arguments: str) -> str:
         """Run `docker compose` on this project."""
