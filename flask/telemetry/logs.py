@@ -1,16 +1,21 @@
 """Logs as JSON, an object a line, on stderr: gunicorn's, the application's, and the requests."""
 
+import atexit
 import json
 import logging
 import os
+import threading
 import time
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii as quote
+from select import PIPE_BUF
 
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
 
 STDERR = 2
+# No line waits longer. So much a worker that is killed leaves unwritten.
+FLUSH_SECONDS = 0.1
 
 
 def timestamp(seconds: float) -> str:
@@ -64,25 +69,59 @@ class JsonLogger(Logger):
         logging.captureWarnings(capture=True)
 
 
-def log_request(  # noqa: PLR0913, PLR0917
-    started: float,
-    request_id: str | None,
-    method: str,
-    path: str,
-    endpoint: str,
-    status: int,
-    duration: float,
-    worker: int,
-) -> None:
-    """Write a request's line; times in seconds.
+class RequestLog:
+    """One line a request, written some at a time.
 
-    Not by way of `logging`: a record, its lock and its formatting cost several times this.
+    Not by way of `logging`, and not a write for each line: a record costs several times the line,
+    and a write gives the interpreter lock to another thread, for which this one then waits.
     """
-    method, path = quote(method), quote(path)
-    line = (
-        f'{{"time":"{timestamp(started)}","level":"info","logger":"request",'
-        f'"message":"request","request_id":{quote(request_id) if request_id else "null"},'
-        f'"method":{method},"path":{path},"endpoint":{quote(endpoint)},"status":{status},'
-        f'"duration":{duration:.6f},"worker":{worker}}}\n'
-    )
-    os.write(STDERR, line.encode("ascii"))
+
+    def __init__(self) -> None:
+        """Start the log of this process, which is not to fork any more."""
+        self._lock = threading.Lock()
+        self._lines: list[str] = []
+        self._bytes = 0
+        self._pending = threading.Event()
+        threading.Thread(target=self._flush_regularly, daemon=True).start()
+        atexit.register(self.flush)
+
+    def write(  # noqa: PLR0913, PLR0917
+        self,
+        started: float,
+        request_id: str | None,
+        method: str,
+        path: str,
+        endpoint: str,
+        status: int,
+        duration: float,
+        worker: int,
+    ) -> None:
+        """Log a request; times in seconds."""
+        line = (
+            f'{{"time":"{timestamp(started)}","level":"info","logger":"request",'
+            f'"message":"request","request_id":{quote(request_id) if request_id else "null"},'
+            f'"method":{quote(method)},"path":{quote(path)},"endpoint":{quote(endpoint)},'
+            f'"status":{status},"duration":{duration:.6f},"worker":{worker}}}\n'
+        )
+        if self._bytes + len(line) > PIPE_BUF:
+            self.flush()
+        with self._lock:
+            self._lines.append(line)
+            self._bytes += len(line)
+        if not self._pending.is_set():
+            self._pending.set()
+
+    def flush(self) -> None:
+        """Write what there is."""
+        with self._lock:
+            lines = "".join(self._lines)
+            self._lines.clear()
+            self._bytes = 0
+        if lines:
+            os.write(STDERR, lines.encode("ascii"))
+
+    def _flush_regularly(self) -> None:
+        while self._pending.wait():
+            time.sleep(FLUSH_SECONDS)
+            self._pending.clear()
+            self.flush()

@@ -17,7 +17,7 @@ from gunicorn.workers.base import Worker
 from prometheus_client import Histogram
 
 from telemetry.forwarded import drop_untrusted
-from telemetry.logs import log_request
+from telemetry.logs import RequestLog
 from telemetry.slots import REQUESTS, Slot
 
 # Seconds. The same for all latencies of this project; nginx logs milliseconds.
@@ -55,7 +55,7 @@ class Recorder:
         self._values = slot.values
         self._thread = _Thread()
         self._trusted = tuple(worker.cfg.forwarded_allow_ips)
-        self._logging = worker.log.error_log.isEnabledFor(logging.INFO)
+        self._log = RequestLog() if worker.log.error_log.isEnabledFor(logging.INFO) else None
         self._queue_duration = Histogram(
             "gunicorn_request_queue_duration_seconds",
             "From the proxy passing a request on (X-Request-Start) to a worker starting on it",
@@ -88,8 +88,8 @@ class Recorder:
             metrics.observe(request.method, endpoint, status, duration)
         if proxied := environ.get("HTTP_X_REQUEST_START"):
             self._observe_queue(proxied, thread.started_at)
-        if self._logging:
-            log_request(
+        if self._log:
+            self._log.write(
                 thread.started_at,
                 environ.get("HTTP_X_REQUEST_ID"),
                 request.method,
