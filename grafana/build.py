@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from boards.endpoint import endpoint
+from boards.monitoring import monitoring
 from boards.overview import overview
 
 FOLDER = Path(__file__).parent / "dashboards"
@@ -11,7 +13,7 @@ FOLDER = Path(__file__).parent / "dashboards"
 
 def dashboards() -> list[dict[str, Any]]:
     """All dashboards, the home page first."""
-    return [overview()]
+    return [overview(), endpoint(), monitoring()]
 
 
 def render(dashboard: dict[str, Any]) -> str:

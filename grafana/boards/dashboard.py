@@ -1,18 +1,39 @@
 """What all dashboards have in common: the grid, variables, marks on the time axis, and links."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from boards import colours
-from boards.panels import DATASOURCE, Panel
+from boards.panels import Panel
+from boards.targets import DATASOURCE
 
 COLUMNS = 24
 
-# Where a browser on the same machine finds them. Published elsewhere: append ?var-prometheus=http://… to the address.
+# Where a browser on the same machine finds them; elsewhere, add ?var-prometheus=http://… to the
+# address of a dashboard.
 PROMETHEUS = "http://localhost:9090"
 ALERTMANAGER = "http://localhost:9093"
 
-# A height in grid units of 30 px, and panels side by side with their widths in columns.
-Line = tuple[int, list[tuple[int, Panel]]]
+
+@dataclass(frozen=True)
+class Line:
+    """Panels side by side: their height in grid units, and their widths in columns."""
+
+    height: int
+    panels: Sequence[Panel]
+    widths: Sequence[int]
+
+
+def line(height: int, *panels: Panel, widths: Sequence[int] = ()) -> Line:
+    """Panels side by side, of the same width unless told otherwise.
+
+    Args:
+        height: in grid units of 38 px, gap included.
+        panels: from left to right.
+        widths: in columns, of which there are 24.
+    """
+    return Line(height, panels, widths or [COLUMNS // len(panels)] * len(panels))
 
 
 def dashboard(
@@ -56,8 +77,8 @@ def choice(
 ) -> dict[str, Any]:
     """A variable whose values Prometheus knows.
 
-    "All" is offered even where one value is meant: only then does Grafana escape the value for a regular expression,
-    and URL rules may hold characters that need it.
+    "All" is offered even where one value is meant: only then does Grafana escape the value for a
+    regular expression, and URL rules may hold characters that need it.
     """
     return {
         "type": "query",
@@ -85,7 +106,7 @@ DATA_SOURCE = {
     "query": "prometheus",
     "current": {"text": "Prometheus", "value": "prometheus"},
     "options": [],
-    "hide": 0,
+    "hide": 1,
 }
 
 INSTANCE = choice(
@@ -132,28 +153,37 @@ def _mark(name: str, colour: str, expr: str, title: str, text: str, **more: Any)
     }
 
 
+def _onset(condition: str) -> str:
+    """PromQL for when a condition begins: drawn for as long as it holds, it would cover the panels.
+
+    Args:
+        condition: PromQL with a `%s` where an offset belongs.
+    """
+    return f"({condition % ''}) unless ({condition % ' offset $__interval'})"
+
+
 STARTED = "gunicorn_worker_start_time_seconds"
 
 ANNOTATIONS = [
     _mark(
         "Alerts",
         colours.BAD,
-        'ALERTS{alertstate="firing"}',
+        _onset('ALERTS{alertstate="firing", severity!="info"}%s'),
         "{{alertname}}",
         "{{severity}} {{endpoint}}",
         tagKeys="severity",
     ),
     _mark(
-        "nginx reloads",
+        "Reloads",
         colours.NEUTRAL,
-        "changes(nginx_worker_process_id[$__rate_interval]) > 0",
+        _onset("changes(nginx_worker_process_id[$__rate_interval]%s) > 0"),
         "nginx workers replaced",
         "Configuration reloaded, or nginx restarted",
     ),
     # All workers started together: a deploy, reload or restart, not the replacing of a single one.
     # The value, in milliseconds, is the time of the mark.
     _mark(
-        "App restarts",
+        "Restarts",
         "purple",
         f"min by (instance) ({STARTED}) * 1000"
         f" and max by (instance) ({STARTED}) - min by (instance) ({STARTED}) < 10",
@@ -164,7 +194,7 @@ ANNOTATIONS = [
     _mark(
         "Worker failures",
         colours.WAITED,
-        'instance_reason:gunicorn_worker_exits:increase1m{reason!="exit"} > 0',
+        _onset('instance_reason:gunicorn_worker_exits:increase1m{reason!="exit"}%s > 0'),
         "Worker ended: {{reason}}",
         "{{instance}}",
     ),
@@ -203,21 +233,20 @@ LINKS = [
 
 def _grid(rows: dict[str, list[Line]]) -> list[Panel]:
     """Panels with ids and places, from left to right and from top to bottom."""
-    panels: list[Panel] = []
+    places: list[tuple[Panel, dict[str, int]]] = []
     top = 0
-
-    def place(panel: Panel, left: int, width: int, height: int) -> None:
-        position = {"x": left, "y": top, "w": width, "h": height}
-        panels.append({"id": len(panels) + 1, "gridPos": position, **panel})
-
     for title, lines in rows.items():
         if title:
-            place({"type": "row", "title": title, "collapsed": False, "panels": []}, 0, COLUMNS, 1)
+            header = {"type": "row", "title": title, "collapsed": False, "panels": []}
+            places.append((header, {"x": 0, "y": top, "w": COLUMNS, "h": 1}))
             top += 1
-        for height, line in lines:
+        for each in lines:
             left = 0
-            for width, panel in line:
-                place(panel, left, width, height)
+            for panel, width in zip(each.panels, each.widths, strict=True):
+                places.append((panel, {"x": left, "y": top, "w": width, "h": each.height}))
                 left += width
-            top += height
-    return panels
+            top += each.height
+    return [
+        {"id": number, "gridPos": place} | panel
+        for number, (panel, place) in enumerate(places, start=1)
+    ]

@@ -1,9 +1,10 @@
-"""Stack overview, the home page: is it fine, is the cache working, is the upstream slow, are the workers full?"""
+"""Stack overview, the home page: is it fine? cache working? upstream slow? workers full?"""
 
 from typing import Any
 
-from boards.dashboard import ENDPOINTS, INSTANCE, dashboard
-from boards.panels import TARGET_STATES, WORKER_STATES, alerts, heatmap, states, tile, timeseries
+from boards.dashboard import ENDPOINTS, INSTANCE, dashboard, line
+from boards.mappings import TARGET_STATES, WORKER_STATES
+from boards.panels import alerts, heatmap, states, tile, timeseries
 from boards.signals import cache, monitoring, nginx, traffic, upstream, workers
 
 
@@ -12,91 +13,80 @@ def overview() -> dict[str, Any]:
     return dashboard(
         "stack-overview",
         "Stack overview",
-        "nginx, gunicorn and Flask at a glance: the top row says whether it is fine, each row below where to look.",
+        "nginx, gunicorn and Flask: the top says whether it is fine, the rows below where to look.",
         variables=[INSTANCE, ENDPOINTS],
         rows={
             "": [
-                (
+                line(
                     4,
-                    [
-                        (4, tile(traffic.REQUEST_RATE)),
-                        (4, tile(traffic.ERROR_RATIO)),
-                        (4, tile(cache.HIT_RATIO, low_is_bad=True)),
-                        (4, tile(traffic.P95)),
-                        (4, tile(workers.UTILISATION)),
-                        (4, tile(monitoring.FIRING)),
-                    ],
+                    tile(traffic.REQUEST_RATE),
+                    tile(traffic.ERROR_RATIO),
+                    tile(cache.HIT_RATIO, low_is_bad=True),
+                    tile(traffic.P95),
+                    tile(workers.UTILISATION),
+                    tile(monitoring.FIRING),
                 ),
-                (
+                line(
                     6,
-                    [
-                        (14, alerts(monitoring.ALERTS)),
-                        (10, states(monitoring.TARGETS, TARGET_STATES)),
-                    ],
+                    alerts(monitoring.ALERTS),
+                    timeseries(monitoring.BUDGET),
+                    states(monitoring.TARGETS, TARGET_STATES),
+                    widths=(10, 6, 8),
                 ),
             ],
             "Traffic": [
-                (
+                line(
                     8,
-                    [
-                        (8, timeseries(traffic.BY_ENDPOINT)),
-                        (8, timeseries(traffic.BY_STATUS, stacked=True)),
-                        (8, timeseries(traffic.LATENCY)),
-                    ],
+                    timeseries(traffic.BY_ENDPOINT),
+                    timeseries(traffic.BY_STATUS, kind="stack"),
+                    timeseries(traffic.LATENCY, scale="log"),
                 ),
             ],
             "Cache": [
-                (
+                line(
                     8,
-                    [
-                        (8, timeseries(cache.HIT_RATIO_BY_ENDPOINT, most=1)),
-                        (8, timeseries(cache.BY_CACHE_STATUS, stacked=True)),
-                        (8, timeseries(cache.LATENCY_BY_RESULT)),
-                    ],
+                    timeseries(cache.HIT_RATIO_BY_ENDPOINT, most=1),
+                    timeseries(cache.BY_CACHE_STATUS, kind="stack"),
+                    timeseries(cache.LATENCY_BY_RESULT, scale="log"),
                 ),
-                (
+                line(
                     7,
-                    [
-                        (12, timeseries(cache.OFFLOAD, most=1)),
-                        (12, timeseries(cache.BYTES_BY_ORIGIN, stacked=True)),
-                    ],
+                    timeseries(cache.OFFLOAD, most=1),
+                    timeseries(cache.BYTES_BY_ORIGIN, kind="stack"),
                 ),
             ],
             "Upstream": [
-                (8, [(12, timeseries(upstream.PHASES)), (12, heatmap(upstream.HEADER_HEATMAP))]),
-                (
+                line(
+                    8,
+                    timeseries(upstream.PHASES, scale="log"),
+                    heatmap(upstream.HEADER_HEATMAP),
+                ),
+                line(
                     7,
-                    [
-                        (12, timeseries(upstream.FAILURES)),
-                        (12, timeseries(upstream.NGINX_AND_FLASK)),
-                    ],
+                    timeseries(upstream.FAILURES),
+                    timeseries(upstream.NGINX_AND_FLASK),
                 ),
             ],
             "Workers": [
-                (
+                line(
                     8,
-                    [
-                        (8, timeseries(workers.UTILISATION_BY_INSTANCE, most=1)),
-                        (16, states(workers.BUSY_WORKERS, WORKER_STATES)),
-                    ],
+                    timeseries(workers.UTILISATION_BY_INSTANCE, most=1),
+                    states(workers.BUSY_WORKERS, WORKER_STATES),
+                    widths=(8, 16),
                 ),
-                (
+                line(
                     7,
-                    [
-                        (6, timeseries(workers.QUEUE)),
-                        (6, timeseries(workers.BACKLOG, logarithmic=True)),
-                        (6, timeseries(workers.MEMORY)),
-                        (6, timeseries(workers.EXITS, bars=True)),
-                    ],
+                    timeseries(workers.QUEUE, scale="log"),
+                    timeseries(workers.BACKLOG, scale="symlog"),
+                    timeseries(workers.MEMORY),
+                    timeseries(workers.EXITS, kind="bars"),
                 ),
             ],
             "nginx": [
-                (
+                line(
                     7,
-                    [
-                        (12, timeseries(nginx.CONNECTIONS, stacked=True)),
-                        (12, timeseries(nginx.DROPPED)),
-                    ],
+                    timeseries(nginx.CONNECTIONS, kind="stack"),
+                    timeseries(nginx.DROPPED),
                 ),
             ],
         },

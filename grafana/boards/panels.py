@@ -1,75 +1,98 @@
-"""Panels of each kind, made from signals, in Grafana's dashboard JSON model (schema 41).
+"""Panels of each kind, made from signals, in Grafana's dashboard JSON model.
 
-Grafana's own SDK for Python was tried first; it has no type common to its panels, no alert list and no annotations of
-Prometheus, so every panel would have gone through a layer like this one all the same.
+Grafana's SDK for Python was tried first: it has no type common to its panels and lacks what
+annotations of Prometheus need, so everything would have gone through a layer like this anyway.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
 from boards import colours
-from boards.signals import Query, Signal
-from boards.signals.workers import STUCK
+from boards.mappings import ALERT_STATES, Mapping, no_value
+from boards.signals import Signal
+from boards.targets import DATASOURCE, now, over_time
 
 Panel = dict[str, Any]
-Override = dict[str, Any]
-
-DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
-
-TO_ENDPOINT = {
-    "title": "Open this endpoint",
-    "url": "/d/endpoint/endpoint?var-endpoint=${__field.labels.endpoint:percentencode}"
-    "&${datasource:queryparam}&${instance:queryparam}&${__url_time_range}",
-}
+Properties = dict[str, Any]
 
 LEGEND = {"showLegend": True, "displayMode": "list", "placement": "bottom", "calcs": []}
-TOOLTIP = {"mode": "multi", "sort": "desc"}
+
+SCALES: dict[str, dict[str, Any]] = {
+    "linear": {"type": "linear"},
+    "log": {"type": "log", "log": 10},
+    "symlog": {"type": "symlog", "log": 10, "linearThreshold": 1},
+}
+
+# A series' endpoint is a label; a table's is a cell.
+ENDPOINT_OF_SERIES = "${__field.labels.endpoint:percentencode}"
+ENDPOINT_OF_CELL = "${__value.text:percentencode}"
+
+LIMIT_LINE: Properties = {
+    "color": {"mode": "fixed", "fixedColor": colours.BAD},
+    "custom.drawStyle": "line",
+    "custom.lineWidth": 1,
+    "custom.lineStyle": {"fill": "dash", "dash": [8, 6]},
+    "custom.fillOpacity": 0,
+    "custom.stacking": {"mode": "none"},
+    "custom.showPoints": "never",
+}
+
+TOTAL_LINE: Properties = {
+    "custom.lineWidth": 2,
+    "custom.fillOpacity": 0,
+    "custom.stacking": {"mode": "none"},
+}
 
 
 def timeseries(
     signal: Signal,
     *,
-    stacked: bool = False,
-    bars: bool = False,
-    logarithmic: bool = False,
+    kind: Literal["lines", "stack", "bars"] = "lines",
+    scale: Literal["linear", "log", "symlog"] = "linear",
     most: float | None = None,
 ) -> Panel:
-    """Lines over time.
+    """Values over time.
 
     Args:
         signal: what to draw.
-        stacked: as areas on top of each other, for parts of a whole.
-        bars: as bars, for what happens now and then.
-        logarithmic: on a logarithmic axis that has a zero.
+        kind: lines; areas on top of each other, for parts of a whole; bars, for what happens
+            now and then.
+        scale: log where values lie orders of magnitude apart; symlog where zero is one of them.
         most: upper end of the axis, in the signal's unit; the data decides where it is None.
     """
-    custom: dict[str, Any] = {
-        "drawStyle": "bars" if bars else "line",
-        "lineWidth": 1 if stacked or bars else 2,
-        "fillOpacity": 70 if stacked or bars else 6,
-        "showPoints": "auto",
-        "pointSize": 4,
-        "spanNulls": False,
-        "axisSoftMin": 0,
-        "stacking": {"mode": "normal" if stacked else "none", "group": "A"},
+    field: Properties = {
+        "color": {"mode": "palette-classic-by-name"},
+        "custom": {
+            "drawStyle": "bars" if kind == "bars" else "line",
+            "lineWidth": 2 if kind == "lines" else 0,
+            "fillOpacity": 0 if kind == "lines" else 75,
+            "showPoints": "auto",
+            "pointSize": 4,
+            "spanNulls": False,
+            "stacking": {"mode": "normal" if kind == "stack" else "none", "group": "A"},
+            "scaleDistribution": SCALES[scale],
+        },
     }
-    if logarithmic:
-        custom["scaleDistribution"] = {"type": "symlog", "log": 10, "linearThreshold": 1}
-    defaults: dict[str, Any] = {"min": 0, "color": {"mode": "palette-classic-by-name"}}
+    if scale == "linear":
+        field["min"] = 0
     if most is not None:
-        defaults["max"] = most
+        field["max"] = most
     if any("{{endpoint}}" in query.legend for query in signal.queries):
-        defaults["links"] = [TO_ENDPOINT]
-    overrides = [_named(name, _colour(colour)) for name, colour in signal.colours.items()]
-    overrides += [_named(query.legend, *LIMIT_LINE) for query in signal.queries if query.threshold]
-    return _panel(
-        "timeseries",
-        signal,
-        targets=_targets(signal.queries),
-        defaults=defaults,
-        custom=custom,
-        overrides=overrides,
-        options={"legend": LEGEND, "tooltip": TOOLTIP},
-    )
+        field["links"] = [_to_endpoint(ENDPOINT_OF_SERIES)]
+    return _panel("timeseries", signal) | {
+        "targets": over_time(signal.queries),
+        "fieldConfig": {
+            "defaults": _defaults(signal) | field,
+            "overrides": [
+                *(_matching(pattern, _fixed(colour)) for pattern, colour in signal.hues.items()),
+                *(_named(name, _fixed(colour)) for name, colour in signal.colours.items()),
+                *(_named(query.legend, LIMIT_LINE) for query in signal.queries if query.threshold),
+                *(_named(query.legend, TOTAL_LINE) for query in signal.queries if query.total),
+            ],
+        },
+        "options": {"legend": LEGEND, "tooltip": {"mode": "multi", "sort": "desc"}},
+    }
 
 
 def tile(signal: Signal, *, low_is_bad: bool = False) -> Panel:
@@ -81,19 +104,24 @@ def tile(signal: Signal, *, low_is_bad: bool = False) -> Panel:
     """
     number, *limits = signal.queries
     below, above = (colours.BAD, colours.GOOD) if low_is_bad else (colours.GOOD, colours.BAD)
-    return _panel(
-        "stat",
-        signal,
-        targets=_targets((number,)) + [_target(limit, "limit", instant=True) for limit in limits],
-        transformations=[_limit_as_threshold("limit", below, above) for _ in limits],
-        defaults={
-            "min": 0,
-            "color": {"mode": "thresholds"},
-            "thresholds": _steps({None: colours.NEUTRAL}),
-            "mappings": [_special("null+nan", signal.empty or "No data", colours.IDLE)],
-        },
-        options={
-            # Not the last value that is a number: it would outlive the traffic, or the target, it was measured on.
+    # The column `start` is for _as_threshold.
+    limits = [
+        replace(limit, expr=f'label_replace({limit.expr}, "start", "0", "", "")')
+        for limit in limits
+    ]
+    field = {
+        "min": 0,
+        "color": {"mode": "thresholds"},
+        "thresholds": {"mode": "absolute", "steps": [{"value": None, "color": colours.NEUTRAL}]},
+        "mappings": [no_value(signal.empty or "No data")],
+    }
+    return _panel("stat", signal) | {
+        "targets": over_time((number,)) + [now("limit", limit) for limit in limits],
+        "transformations": [_as_threshold("limit", below, above) for _ in limits],
+        "fieldConfig": {"defaults": _defaults(signal) | field, "overrides": []},
+        "options": {
+            # Not the last value that is a number: it would outlive the traffic or the target it
+            # was measured on.
             "reduceOptions": {"calcs": ["last"], "fields": "", "values": False},
             "colorMode": "background",
             "graphMode": "area",
@@ -101,61 +129,59 @@ def tile(signal: Signal, *, low_is_bad: bool = False) -> Panel:
             "justifyMode": "center",
             "wideLayout": False,
         },
-    )
+    }
 
 
 def heatmap(signal: Signal) -> Panel:
     """A histogram's buckets over time."""
-    return _panel(
-        "heatmap",
-        signal,
-        targets=_targets(signal.queries, fmt="heatmap"),
-        options={
+    return _panel("heatmap", signal) | {
+        "targets": over_time(signal.queries, "heatmap"),
+        "fieldConfig": {
+            "defaults": _defaults(signal) | {"unit": "short", "decimals": 0},
+            "overrides": [],
+        },
+        "options": {
             "calculate": False,
             "color": {"mode": "scheme", "scheme": "Blues", "steps": 64, "exponent": 0.5},
             "cellGap": 1,
             "filterValues": {"le": 1e-9},
             "rowsFrame": {"layout": "auto"},
             "yAxis": {"unit": signal.unit, "axisPlacement": "left"},
-            "legend": {"show": True},
-            "tooltip": {"mode": "single", "yHistogram": True, "showColorScale": False},
+            "legend": {"show": False},
+            "tooltip": {"mode": "single", "yHistogram": True, "showColorScale": True},
         },
-        custom={"scaleDistribution": {"type": "linear"}},
-        unit="short",
-    )
+    }
 
 
-def states(signal: Signal, mappings: list[dict[str, Any]]) -> Panel:
+def states(signal: Signal, mappings: Sequence[Mapping]) -> Panel:
     """A strip per series, in the colour and with the text that its value maps to."""
-    return _panel(
-        "state-timeline",
-        signal,
-        targets=_targets(signal.queries),
-        defaults={"color": {"mode": "thresholds"}, "mappings": mappings},
-        custom={"fillOpacity": 80, "lineWidth": 0, "spanNulls": False},
-        options={
+    field = {
+        "color": {"mode": "fixed", "fixedColor": colours.IDLE},
+        "mappings": list(mappings),
+        "custom": {"fillOpacity": 80, "lineWidth": 0, "spanNulls": False},
+    }
+    return _panel("state-timeline", signal) | {
+        "targets": over_time(signal.queries),
+        "fieldConfig": {"defaults": _defaults(signal) | field, "overrides": []},
+        "options": {
             "showValue": "auto",
             "rowHeight": 0.8,
             "mergeValues": True,
             "alignValue": "left",
-            "legend": {**LEGEND, "showLegend": False},
+            "legend": LEGEND | {"showLegend": False},
             "tooltip": {"mode": "single", "sort": "none"},
         },
-    )
+    }
 
 
 def alerts(signal: Signal) -> Panel:
-    """The alerts that are active now, one a row."""
-    columns = ["severity", "alertname", "alertstate", "endpoint", "job", "instance", "Value"]
-    return _panel(
-        "table",
-        signal,
-        targets=_targets(signal.queries, fmt="table", instant=True),
-        transformations=[
-            {
-                "id": "filterFieldsByName",
-                "options": {"include": {"names": columns}},
-            },
+    """The alerts that are active now, one a row; the value is for how long, in seconds."""
+    columns = ["severity", "alertname", "alertstate", "endpoint", "instance", "Value"]
+    narrow = {"custom.width": 85}
+    return _panel("table", signal) | {
+        "targets": [now("A", query) for query in signal.queries],
+        "transformations": [
+            {"id": "filterFieldsByName", "options": {"include": {"names": columns}}},
             {
                 "id": "organize",
                 "options": {
@@ -164,135 +190,43 @@ def alerts(signal: Signal) -> Panel:
                 },
             },
         ],
-        defaults={"custom": {"align": "left", "cellOptions": {"type": "auto"}}},
-        overrides=[
-            _named(
-                "state",
-                {"id": "custom.cellOptions", "value": {"type": "color-text"}},
-                {
-                    "id": "mappings",
-                    "value": [_texts({"firing": colours.BAD, "pending": colours.WARNING})],
-                },
-                {"id": "custom.width", "value": 90},
-            ),
-            _named(
-                "severity",
-                {"id": "custom.width", "value": 90},
-            ),
-            _named(
-                "for", {"id": "unit", "value": signal.unit}, {"id": "custom.width", "value": 110}
-            ),
-            _named("endpoint", {"id": "links", "value": [TO_ENDPOINT]}),
-        ],
-        options={
-            "showHeader": True,
-            "cellHeight": "sm",
-            "sortBy": [{"displayName": "for", "desc": False}],
+        "fieldConfig": {
+            "defaults": _defaults(signal),
+            "overrides": [
+                _named("severity", narrow),
+                _named("alert", {"links": [_to_alerts()]}),
+                _named(
+                    "state",
+                    narrow
+                    | {"mappings": ALERT_STATES, "custom.cellOptions": {"type": "color-text"}},
+                ),
+                _named("endpoint", {"links": [_to_endpoint(ENDPOINT_OF_CELL)]}),
+                _named("for", narrow | {"unit": signal.unit, "decimals": 0}),
+            ],
         },
-    )
+        "options": {"cellHeight": "sm", "sortBy": [{"displayName": "for", "desc": False}]},
+    }
 
 
-LIMIT_LINE: tuple[Override, ...] = (
-    {"id": "color", "value": {"mode": "fixed", "fixedColor": colours.THRESHOLD}},
-    {"id": "custom.lineStyle", "value": {"fill": "dash", "dash": [8, 6]}},
-    {"id": "custom.lineWidth", "value": 1},
-    {"id": "custom.fillOpacity", "value": 0},
-    {"id": "custom.stacking", "value": {"mode": "none"}},
-    {"id": "custom.drawStyle", "value": "line"},
-    {"id": "custom.showPoints", "value": "never"},
-)
-
-WORKER_STATES = [
-    {"type": "value", "options": {"0": {"text": "idle", "color": colours.IDLE, "index": 0}}},
-    {
-        "type": "range",
-        "options": {"from": 1, "to": STUCK - 1, "result": {"color": colours.NEUTRAL, "index": 1}},
-    },
-    {
-        "type": "range",
-        "options": {
-            "from": STUCK,
-            "to": None,
-            "result": {"text": "stuck", "color": colours.BAD, "index": 2},
-        },
-    },
-]
-
-TARGET_STATES = [
-    {
-        "type": "value",
-        "options": {
-            "0": {"text": "down", "color": colours.BAD, "index": 0},
-            "1": {"text": "up", "color": colours.GOOD, "index": 1},
-        },
-    },
-    {
-        "type": "range",
-        "options": {
-            "from": 0,
-            "to": 1,
-            "result": {"text": "partly", "color": colours.WARNING, "index": 2},
-        },
-    },
-]
-
-
-def _panel(
-    kind: str,
-    signal: Signal,
-    *,
-    targets: list[dict[str, Any]],
-    options: dict[str, Any],
-    defaults: dict[str, Any] | None = None,
-    custom: dict[str, Any] | None = None,
-    overrides: list[Override] | None = None,
-    transformations: list[dict[str, Any]] | None = None,
-    unit: str | None = None,
-) -> Panel:
-    field = {"unit": unit or signal.unit, "noValue": signal.empty or "No data", **(defaults or {})}
-    if custom:
-        field["custom"] = custom
+def _panel(kind: str, signal: Signal) -> Panel:
     return {
         "type": kind,
         "title": signal.title,
         "description": signal.description,
         "datasource": DATASOURCE,
-        "targets": targets,
-        "fieldConfig": {"defaults": field, "overrides": overrides or []},
-        "options": options,
-        "transformations": transformations or [],
+        "transformations": [],
     }
 
 
-def _targets(
-    queries: tuple[Query, ...], *, fmt: str = "time_series", instant: bool = False
-) -> list[dict[str, Any]]:
-    return [
-        _target(query, chr(ord("A") + index), fmt=fmt, instant=instant)
-        for index, query in enumerate(queries)
-    ]
+def _defaults(signal: Signal) -> Properties:
+    return {"unit": signal.unit, "noValue": signal.empty or "No data"}
 
 
-def _target(
-    query: Query, ref: str, *, fmt: str = "time_series", instant: bool = False
-) -> dict[str, Any]:
-    return {
-        "refId": ref,
-        "datasource": DATASOURCE,
-        "editorMode": "code",
-        "expr": query.expr,
-        "legendFormat": query.legend,
-        "format": fmt,
-        "instant": instant,
-        "range": not instant,
-    }
+def _as_threshold(ref: str, below: str, above: str) -> dict[str, Any]:
+    """Colour query A by the value of query `ref`.
 
-
-def _limit_as_threshold(ref: str, below: str, above: str) -> dict[str, Any]:
-    """Colour query A by the limit that query `ref` returns.
-
-    Grafana makes a threshold step of each mapped field and lets the first one count from minus infinity, whatever its
-    value: that is what the time of the answer is mapped for.
+    Grafana makes a threshold step of each mapped column and lets the first step count from minus
+    infinity, whatever its value: the column `start` is there to be that step.
     """
     return {
         "id": "configFromData",
@@ -301,47 +235,41 @@ def _limit_as_threshold(ref: str, below: str, above: str) -> dict[str, Any]:
             "applyTo": {"id": "byFrameRefID", "options": "A"},
             "mappings": [
                 {
-                    "fieldName": "Time",
+                    "fieldName": column,
                     "handlerKey": "threshold1",
-                    "handlerArguments": {"threshold": {"color": below}},
-                },
-                {
-                    "fieldName": ref,
-                    "handlerKey": "threshold1",
-                    "handlerArguments": {"threshold": {"color": above}},
-                },
+                    "handlerArguments": {"threshold": {"color": colour}},
+                }
+                for column, colour in (("start", below), ("Value", above))
             ],
         },
     }
 
 
-def _steps(colour_from: dict[float | None, str]) -> dict[str, Any]:
+def _to_endpoint(endpoint: str) -> dict[str, Any]:
+    variables = f"var-endpoint={endpoint}&${{datasource:queryparam}}&${{instance:queryparam}}"
+    url = f"/d/endpoint/endpoint?{variables}&${{__url_time_range}}"
+    return {"title": "Open this endpoint", "url": url}
+
+
+def _to_alerts() -> dict[str, Any]:
+    url = "${prometheus}/alerts"
+    return {"title": "Description and runbook, in Prometheus", "url": url, "targetBlank": True}
+
+
+def _fixed(colour: str) -> Properties:
+    return {"color": {"mode": "fixed", "fixedColor": colour}}
+
+
+def _named(name: str, properties: Properties) -> dict[str, Any]:
+    return _override("byName", name, properties)
+
+
+def _matching(pattern: str, properties: Properties) -> dict[str, Any]:
+    return _override("byRegexp", pattern, properties)
+
+
+def _override(matcher: str, options: str, properties: Properties) -> dict[str, Any]:
     return {
-        "mode": "absolute",
-        "steps": [{"value": value, "color": colour} for value, colour in colour_from.items()],
-    }
-
-
-def _named(name: str, *properties: Override) -> dict[str, Any]:
-    return {"matcher": {"id": "byName", "options": name}, "properties": list(properties)}
-
-
-def _colour(colour: str) -> Override:
-    return {"id": "color", "value": {"mode": "fixed", "fixedColor": colour}}
-
-
-def _special(match: str, text: str, colour: str) -> dict[str, Any]:
-    return {
-        "type": "special",
-        "options": {"match": match, "result": {"text": text, "color": colour}},
-    }
-
-
-def _texts(colour_of: dict[str, str]) -> dict[str, Any]:
-    return {
-        "type": "value",
-        "options": {
-            text: {"color": colour, "index": index}
-            for index, (text, colour) in enumerate(colour_of.items())
-        },
+        "matcher": {"id": matcher, "options": options},
+        "properties": [{"id": key, "value": value} for key, value in properties.items()],
     }

@@ -1,7 +1,8 @@
 """Every signal the dashboards draw: what it is called, asked for and measured in, said once.
 
-A signal's queries name the variables `$endpoint` and `$instance`, so that one definition serves the stack as a whole
-and a single endpoint. The metrics and rules behind them are those of prometheus/rules/ and the exporters.
+A signal's queries name the variables `$endpoint` and `$instance`, so that one definition serves the
+stack as a whole and a single endpoint. The metrics and rules behind them are those of the exporters
+and of prometheus/rules/.
 """
 
 from collections.abc import Mapping
@@ -22,11 +23,13 @@ class Query:
         expr: PromQL, with Grafana's variables in it.
         legend: name of each resulting series; `{{label}}` stands for a label's value.
         threshold: whether the series is the limit an alert compares with, not a measurement.
+        total: whether the series is a line over the stack of the others.
     """
 
     expr: str
     legend: str
     threshold: bool = False
+    total: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,10 @@ class Signal:
         description: what it shows, what is normal, what to do when it is not.
         unit: a unit id of Grafana's, such as `reqps` or `s`.
         queries: what is drawn, in drawing order.
-        empty: why nothing is shown where a healthy stack has nothing to show; None if there is always something.
+        empty: why nothing is shown where a healthy stack has nothing to show; None if there is
+            always something.
         colours: colour of a series by its name.
+        hues: colour of a series by a regular expression of Grafana's, for names not known before.
     """
 
     title: str
@@ -48,6 +53,7 @@ class Signal:
     queries: tuple[Query, ...]
     empty: str | None = None
     colours: Mapping[str, str] = field(default_factory=dict)
+    hues: Mapping[str, str] = field(default_factory=dict)
 
 
 def limit(expr: str, legend: str = "alert above") -> Query:
@@ -72,6 +78,12 @@ def quantiles(metric: str, selector: str) -> tuple[Query, ...]:
     return tuple(Query(quantile(q, metric, selector), name) for name, q in levels)
 
 
+def buckets(metric: str, selector: str) -> str:
+    """PromQL for a histogram's buckets over time; nothing at all without observations."""
+    counts = f"sum by (le) (increase({metric}_bucket{{{selector}}}[{RATE}]))"
+    return f"{counts} and on () {rate(f'{metric}_count', selector)} > 0"
+
+
 def mean(metric: str, selector: str) -> str:
     """PromQL for the mean of a histogram; nothing without observations."""
     return f"{rate(f'{metric}_sum', selector)} / ({rate(f'{metric}_count', selector)} > 0)"
@@ -80,7 +92,12 @@ def mean(metric: str, selector: str) -> str:
 def overall(ratio: str, weight: str) -> str:
     """PromQL for a recorded ratio over all chosen endpoints.
 
-    NaN (drawn as "no traffic") where there was none: without it, Grafana would go on showing the last value it knows.
+    NaN where there was no traffic: without it, Grafana would go on showing the last value it knows.
     """
     parts = f"sum({ratio}{{{ENDPOINT}}} * {weight}{{{ENDPOINT}}})"
     return f"{parts} / (sum({weight}{{{ENDPOINT}}}) > 0) or vector(NaN)"
+
+
+def worst(recorded: str) -> str:
+    """PromQL for the highest of the chosen endpoints; NaN, as above, where there was no traffic."""
+    return f"max({recorded}{{{ENDPOINT}}} >= 0) or vector(NaN)"

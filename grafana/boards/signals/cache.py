@@ -1,7 +1,7 @@
 """Whether nginx's cache does its work."""
 
 from boards import colours
-from boards.signals import ENDPOINT, Query, Signal, limit, overall, quantile, rate
+from boards.signals import ENDPOINT, NO_REQUESTS, Query, Signal, limit, overall, quantile, rate
 from boards.signals.traffic import DURATION, REQUESTS
 
 HIT = 'cache=~"HIT|STALE|UPDATING"'
@@ -39,10 +39,11 @@ HIT_RATIO_BY_ENDPOINT = Signal(
     ),
     unit="percentunit",
     queries=(
-        Query(f"endpoint:nginx_cache_hit:ratio_rate5m{{{ENDPOINT}}}", "{{endpoint}}"),
+        Query(f"endpoint:nginx_cache_hit:ratio_rate5m{{{ENDPOINT}}} >= 0", "{{endpoint}}"),
         limit("1 - threshold:cache_miss_ratio", "alert below"),
     ),
     empty=NO_LOOKUPS,
+    hues=colours.ENDPOINTS,
 )
 
 BY_CACHE_STATUS = Signal(
@@ -84,6 +85,23 @@ LATENCY_BY_RESULT = Signal(
     },
 )
 
+OFFLOAD_NOW = Signal(
+    title="Offload",
+    description=(
+        "Share of requests Flask never saw, over 5 minutes; background refreshes count as seen. "
+        "The chart *Offload* shows its course. “No traffic” is no request at all, which is not 0 "
+        "%."
+    ),
+    unit="percentunit",
+    queries=(
+        Query(
+            overall("endpoint:nginx_cache_offload:ratio_rate5m", "endpoint:nginx_requests:rate5m"),
+            "offload",
+        ),
+    ),
+    empty="No traffic",
+)
+
 OFFLOAD = Signal(
     title="Offload",
     description=(
@@ -93,8 +111,11 @@ OFFLOAD = Signal(
         "what the cache saves."
     ),
     unit="percentunit",
-    queries=(Query(f"endpoint:nginx_cache_offload:ratio_rate5m{{{ENDPOINT}}}", "{{endpoint}}"),),
-    empty="No requests in this time range",
+    queries=(
+        Query(f"endpoint:nginx_cache_offload:ratio_rate5m{{{ENDPOINT}}} > -Inf", "{{endpoint}}"),
+    ),
+    empty=NO_REQUESTS,
+    hues=colours.ENDPOINTS,
 )
 
 BYTES_BY_ORIGIN = Signal(
@@ -111,6 +132,6 @@ BYTES_BY_ORIGIN = Signal(
         ),
         Query(rate(BYTES, f'{ENDPOINT}, cache=~"MISS|EXPIRED|BYPASS|NONE"'), "from Flask"),
     ),
-    empty="No requests in this time range",
+    empty=NO_REQUESTS,
     colours={"from the cache": colours.GOOD, "from Flask": colours.WAITED},
 )

@@ -1,44 +1,354 @@
 """Whether what the other dashboards show can be believed."""
 
-from boards.signals import Query, Signal
+from boards import colours
+from boards.signals import RATE, Query, Signal, limit, rate
+from boards.signals.cache import HIT
+from boards.signals.traffic import REQUESTS
+from boards.signals.upstream import ATTEMPTS
+
+# Watchdog always fires, so that its absence is noticed; its severity is info.
+ACTIVE = 'severity!="info"'
+SINCE = "(time() - ALERTS_FOR_STATE)"
 
 FIRING = Signal(
     title="Firing alerts",
     description=(
-        "How many alerts fire now. Normal is 0. The list below names them, since when, and where "
-        "to look; each alert has a runbook."
+        "How many alerts fire now. Normal is 0. The list below names them, says since when, and "
+        "leads to where to look; each alert has a runbook."
     ),
     unit="short",
     queries=(
-        Query('count(ALERTS{alertstate="firing"}) or vector(0)', "firing"),
-        Query("vector(1)", "limit", threshold=True),
+        Query(f'count(ALERTS{{alertstate="firing", {ACTIVE}}}) or vector(0)', "firing"),
+        limit("vector(1)"),
     ),
 )
 
 ALERTS = Signal(
     title="Active alerts",
     description=(
-        "Alerts that fire, and those about to (pending: the condition holds, not yet for long "
-        "enough). Click an endpoint for its dashboard; what to do stands in the alert's runbook, "
-        "linked from Prometheus and Alertmanager."
+        "Alerts that fire, and those about to: pending means that the condition holds, but not "
+        "yet for long enough. Click an endpoint for its dashboard, an alert for its description "
+        "and runbook."
     ),
     unit="s",
     queries=(
         Query(
-            "(time() - ALERTS_FOR_STATE) * ignoring (alertstate) group_right () ALERTS",
-            "{{alertname}}",
+            f"{SINCE} * ignoring (alertstate) group_right () ALERTS{{{ACTIVE}}}", "{{alertname}}"
         ),
     ),
     empty="No alert is active",
 )
 
+BUDGET = Signal(
+    title="Error budget burn",
+    description=(
+        "How fast the error budget of the service level objectives is spent, over 1 hour: 1 is as "
+        "fast as allowed, 0 is best. At the line the budget of 30 days is gone in 2; the alert "
+        "then pages."
+    ),
+    unit="short",
+    queries=(
+        Query("slo:budget_burn:ratio_rate1h", "{{slo}}"),
+        limit('threshold:slo_burn_rate{window="1h"}', "pages above"),
+    ),
+    empty="No requests in the hour before",
+    colours={"availability": colours.NEUTRAL, "latency": "purple"},
+)
+
 TARGETS = Signal(
     title="Targets",
     description=(
-        "Whether Prometheus can scrape each service; of several replicas, whether all can be "
-        "scraped. While one is down, panels that need it show gaps, not zeros. *Monitoring of the "
-        "monitoring* has the reasons."
+        "Whether Prometheus can scrape each service; of several replicas, whether it can scrape "
+        "all. While one is down, the panels that need it show gaps, not zeros. *Meta-monitoring* "
+        "has more."
     ),
     unit="short",
     queries=(Query("avg by (job) (up)", "{{job}}"),),
+    colours=colours.JOBS,
+)
+
+TARGETS_DOWN = Signal(
+    title="Targets down",
+    description=(
+        "How many targets Prometheus could not scrape the last time. Normal is 0; during a deploy "
+        "a replica may be missing for a scrape or two. *Targets* shows which."
+    ),
+    unit="short",
+    queries=(Query("count(up) - sum(up)", "down"), limit("vector(1)")),
+)
+
+UNACCOUNTED_NOW = Signal(
+    title="Unaccounted requests",
+    description=(
+        "Share of the requests that nginx counted (stub_status) and the access exporter did not, "
+        "over 5 minutes. Normal is about 0; red is above the alert's threshold: what is missing "
+        "is in no figure by endpoint. Compare *Access log backlog* and *Malformed lines*."
+    ),
+    unit="percentunit",
+    queries=(
+        Query("max(job:nginx_requests_unaccounted:ratio_rate5m) or vector(NaN)", "unaccounted"),
+        limit("threshold:requests_unaccounted_ratio"),
+    ),
+    empty="No traffic",
+)
+
+MALFORMED_NOW = Signal(
+    title="Malformed lines",
+    description=(
+        "Share of the access log's lines that the exporter could not read, over 5 minutes. Normal "
+        "is 0: another value means that nginx's log format and the exporter do not fit together. "
+        "The exporter's log shows the lines."
+    ),
+    unit="percentunit",
+    queries=(
+        Query(
+            "sum(rate(nginx_access_exporter_malformed_lines_total[5m]))"
+            " / (sum(rate(nginx_access_exporter_lines_total[5m])) > 0) or vector(NaN)",
+            "malformed",
+        ),
+        limit("threshold:access_log_malformed_ratio"),
+    ),
+    empty="No traffic",
+)
+
+BACKLOG_NOW = Signal(
+    title="Access log backlog",
+    description=(
+        "Bytes nginx has logged and the exporter has not read yet. Normal is close to 0, since "
+        "each scrape reads all there is; red is above the alert's threshold. A backlog that grows "
+        "means that the exporter is stopped or too slow, and that every figure by endpoint is "
+        "late."
+    ),
+    unit="bytes",
+    queries=(
+        Query("sum(nginx_access_exporter_backlog_bytes)", "backlog"),
+        limit("threshold:access_log_backlog_bytes"),
+    ),
+)
+
+RULE_FAILURES = Signal(
+    title="Failed rule evaluations",
+    description=(
+        "Evaluations of recording and alert rules that failed in the last 5 minutes. Normal is 0: "
+        "a failing rule records nothing and alerts nobody. Prometheus' page *Rules* shows the "
+        "error."
+    ),
+    unit="short",
+    queries=(
+        Query("ceil(sum(increase(prometheus_rule_evaluation_failures_total[5m])))", "failures"),
+        limit("vector(1)"),
+    ),
+)
+
+UNDELIVERED = Signal(
+    title="Undelivered alerts",
+    description=(
+        "Alerts that Prometheus could not hand to Alertmanager, and messages that Alertmanager "
+        "could not send, in the last 5 minutes. Normal is 0. Alertmanager's log has the reason: "
+        "usually an address or a secret."
+    ),
+    unit="short",
+    queries=(
+        Query(
+            "ceil(sum(increase(prometheus_notifications_errors_total[5m]))"
+            " + (sum(increase(alertmanager_notifications_failed_total[5m])) or vector(0)))",
+            "undelivered",
+        ),
+        limit("vector(1)"),
+    ),
+)
+
+TARGETS_BY_INSTANCE = Signal(
+    title="Targets",
+    description=(
+        "Whether each target could be scraped. Gaps are times without the target, such as a "
+        "replica that was not there. Grafana is scraped only where it runs."
+    ),
+    unit="short",
+    queries=(Query("up", "{{job}} · {{instance}}"),),
+)
+
+SCRAPE_TIME = Signal(
+    title="Scrape time",
+    description=(
+        "How long each target took to answer Prometheus. Normal is well under 0.1 s; at 4 s a "
+        "scrape fails. A target that gets slower is short of CPU, or exports ever more series."
+    ),
+    unit="s",
+    queries=(Query("max by (job) (scrape_duration_seconds)", "{{job}}"),),
+    colours=colours.JOBS,
+)
+
+SAMPLES = Signal(
+    title="Samples per scrape",
+    description=(
+        "How many values each target exports. Steady lines are normal; endpoints add to those of "
+        "nginx-access-exporter and flask-app. One that only grows has a label without bound."
+    ),
+    unit="short",
+    queries=(Query("sum by (job) (scrape_samples_scraped)", "{{job}}"),),
+    colours=colours.JOBS,
+)
+
+ACCOUNTS = Signal(
+    title="Where nginx's answers come from",
+    description=(
+        "Requests in the access log by who answered them, stacked, against nginx's own counter "
+        "(stub_status), which also counts health checks and scrapes. The line a little above the "
+        "areas is normal; a wide gap under traffic is requests that were not logged."
+    ),
+    unit="reqps",
+    queries=(
+        Query(rate(REQUESTS, HIT), "the cache"),
+        Query(rate(REQUESTS, f'{HIT.replace("=~", "!~")}, endpoint!="none"'), "Flask"),
+        Query(rate(REQUESTS, f'{HIT.replace("=~", "!~")}, endpoint="none"'), "nginx itself"),
+        Query(
+            "sum(rate(nginx_http_requests_total[$__rate_interval]))", "nginx's counter", total=True
+        ),
+    ),
+    colours={
+        "the cache": colours.GOOD,
+        "Flask": colours.WAITED,
+        "nginx itself": colours.IDLE,
+        "nginx's counter": colours.NEUTRAL,
+    },
+)
+
+UNACCOUNTED = Signal(
+    title="Unaccounted requests",
+    description=(
+        "Share of the requests that nginx counted and the access exporter did not, over 5 "
+        "minutes. Above the line the alert fires: requests are lost on the way to the metrics, "
+        "such as in a full log volume."
+    ),
+    unit="percentunit",
+    queries=(
+        Query("job:nginx_requests_unaccounted:ratio_rate5m", "unaccounted"),
+        limit("threshold:requests_unaccounted_ratio"),
+    ),
+    empty="No traffic in this time range",
+)
+
+ORIGIN = Signal(
+    title="Passed on by nginx, counted by Flask",
+    description=(
+        "Attempts of nginx that Flask answered, against the requests Flask counted. Flask's "
+        "surplus is the cache's background refreshes, which nginx does not log; it never exceeds "
+        "the stale answers. Flask below nginx would be requests that Flask did not count."
+    ),
+    unit="reqps",
+    queries=(
+        Query(rate(ATTEMPTS, 'status!~"none|502|504"'), "nginx passed on"),
+        Query("sum(rate(flask_http_request_total[$__rate_interval]))", "Flask counted"),
+        Query(rate(REQUESTS, 'cache=~"STALE|UPDATING"'), "answered stale"),
+    ),
+    empty="No request went to Flask in this time range",
+    colours={
+        "nginx passed on": colours.WAITED,
+        "Flask counted": colours.NEUTRAL,
+        "answered stale": "semi-dark-green",
+    },
+)
+
+LINES = Signal(
+    title="Access log lines",
+    description=(
+        "Lines the exporter read per second, and those it could not understand. The first follows "
+        "the request rate; the second is 0."
+    ),
+    unit="cps",
+    queries=(
+        Query(f"sum(rate(nginx_access_exporter_lines_total[{RATE}]))", "read"),
+        Query(f"sum(rate(nginx_access_exporter_malformed_lines_total[{RATE}]))", "malformed"),
+    ),
+    colours={"read": colours.NEUTRAL, "malformed": colours.BAD},
+)
+
+BACKLOG = Signal(
+    title="Access log backlog",
+    description=(
+        "Bytes logged and not yet read, at each scrape. A few kilobytes under load are normal, "
+        "since nginx writes in blocks. The alert fires where it stays above the line."
+    ),
+    unit="bytes",
+    queries=(
+        Query("sum(nginx_access_exporter_backlog_bytes)", "backlog"),
+        limit("threshold:access_log_backlog_bytes"),
+    ),
+    colours={"backlog": colours.NEUTRAL},
+)
+
+MEMORY = Signal(
+    title="Memory",
+    description=(
+        "Resident memory of what does the monitoring. Level is normal; Prometheus' grows with the "
+        "number of series and is cut back every two hours."
+    ),
+    unit="bytes",
+    queries=(Query('max by (job) (process_resident_memory_bytes{job!="flask-app"})', "{{job}}"),),
+    colours=colours.JOBS,
+)
+
+# The label holds the path of the rules' file too.
+RULE_GROUPS = (
+    "label_replace(prometheus_rule_group_last_duration_seconds,"
+    ' "group", "$1", "rule_group", ".*;(.*)")'
+)
+
+RULE_TIME = Signal(
+    title="Rule evaluation time",
+    description=(
+        "How long Prometheus takes for each group of rules. Most are evaluated every 5 s: at the "
+        "line a group falls behind, and what it records has gaps."
+    ),
+    unit="s",
+    queries=(
+        Query(f"max by (group) ({RULE_GROUPS})", "{{group}}"),
+        limit("min(prometheus_rule_group_interval_seconds)", "interval"),
+    ),
+    hues=colours.NAMES,
+)
+
+STORED = Signal(
+    title="Series in memory",
+    description=(
+        "Time series Prometheus keeps in memory. Steps are deploys and new endpoints; a steady "
+        "climb is a label without bound."
+    ),
+    unit="short",
+    queries=(Query("sum(prometheus_tsdb_head_series)", "series"),),
+    colours={"series": colours.NEUTRAL},
+)
+
+DISK = Signal(
+    title="Prometheus' disk space",
+    description=(
+        "Size of Prometheus' blocks on disk, and the limit at which it deletes the oldest. It "
+        "rises until it is level. PROMETHEUS_RETENTION_SIZE sets the limit."
+    ),
+    unit="bytes",
+    queries=(
+        Query("sum(prometheus_tsdb_storage_blocks_bytes)", "blocks"),
+        limit("max(prometheus_tsdb_retention_limit_bytes) > 0", "limit"),
+    ),
+    colours={"blocks": colours.NEUTRAL},
+)
+
+SENT = f"sum by (integration) (rate(alertmanager_notifications_total[{RATE}]))"
+FAILED = f"sum(rate(alertmanager_notifications_failed_total[{RATE}]))"
+
+NOTIFICATIONS = Signal(
+    title="Notifications",
+    description=(
+        "Messages Alertmanager sent per minute, by where to, and those that failed. None are sent "
+        "while nothing fires, or while no receiver is set up (docs/alerts.md)."
+    ),
+    unit="opm",
+    queries=(
+        Query(f"60 * {SENT} > 0", "{{integration}}"),
+        Query(f"60 * {FAILED} > 0", "failed"),
+    ),
+    empty="No notification was sent in this time range",
+    colours={"failed": colours.BAD},
+    hues=colours.NAMES,
 )

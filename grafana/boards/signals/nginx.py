@@ -1,7 +1,7 @@
 """nginx's connections."""
 
 from boards import colours
-from boards.signals import Query, Signal
+from boards.signals import RATE, Query, Signal
 
 CONNECTIONS = Signal(
     title="Connections by state",
@@ -15,20 +15,17 @@ CONNECTIONS = Signal(
     colours=colours.CONNECTIONS,
 )
 
+ACCEPTED = f"sum(rate(nginx_connections_accepted[{RATE}]))"
+HANDLED = f"sum(rate(nginx_connections_handled[{RATE}]))"
+
 DROPPED = Signal(
     title="Connections accepted and dropped",
     description=(
         "New client connections per second, and those nginx dropped because it was at its limit "
-        "(accepted − handled). Dropped is 0 in a healthy stack: if it is not, raise "
+        "(accepted less handled). Dropped is 0 in a healthy stack: if it is not, raise "
         "worker_connections or find who opens so many."
     ),
     unit="cps",
-    queries=(
-        Query("sum(rate(nginx_connections_accepted[$__rate_interval]))", "accepted"),
-        Query(
-            "sum(rate(nginx_connections_accepted[$__rate_interval])) - sum(rate(nginx_connections_handled[$__rate_interval]))",
-            "dropped",
-        ),
-    ),
+    queries=(Query(ACCEPTED, "accepted"), Query(f"{ACCEPTED} - {HANDLED}", "dropped")),
     colours={"accepted": colours.NEUTRAL, "dropped": colours.BAD},
 )

@@ -1,7 +1,17 @@
 """What clients ask for and what they get."""
 
 from boards import colours
-from boards.signals import ENDPOINT, NO_REQUESTS, Query, Signal, limit, overall, quantiles, rate
+from boards.signals import (
+    ENDPOINT,
+    NO_REQUESTS,
+    Query,
+    Signal,
+    limit,
+    overall,
+    quantiles,
+    rate,
+    worst,
+)
 
 REQUESTS = "nginx_endpoint_requests_total"
 DURATION = "nginx_endpoint_request_duration_seconds"
@@ -43,18 +53,16 @@ ERROR_RATIO = Signal(
 )
 
 P95 = Signal(
-    title="p95 latency, slowest endpoint",
+    title="p95 latency",
     description=(
-        "95 % of the slowest endpoint's requests were answered within this time, over 5 minutes, "
-        "as nginx measured it: client's network included, queueing included. Red is above the "
-        "alert's threshold. Click an endpoint in *Traffic* to see which part of the way is slow."
+        "Of the slowest endpoint: 95 % of its requests were answered within this time, over 5 "
+        "minutes, as nginx measured it: client's network included, queueing included. Red is "
+        "above the alert's threshold. Click an endpoint in *Traffic* to see which part of the way "
+        "is slow."
     ),
     unit="s",
     queries=(
-        Query(
-            f"max(endpoint:nginx_request_duration_seconds:p95_rate5m{{{ENDPOINT}}} >= 0) or vector(NaN)",
-            "p95",
-        ),
+        Query(worst("endpoint:nginx_request_duration_seconds:p95_rate5m"), "p95"),
         limit("threshold:request_p95_seconds"),
     ),
     empty="No traffic",
@@ -74,6 +82,7 @@ BY_ENDPOINT = Signal(
         ),
     ),
     empty=NO_REQUESTS,
+    hues=colours.ENDPOINTS,
 )
 
 BY_STATUS = Signal(
@@ -103,6 +112,7 @@ BY_METHOD = Signal(
         Query(f"sum by (method) (rate({REQUESTS}{{{ENDPOINT}}}[$__rate_interval]))", "{{method}}"),
     ),
     empty=NO_REQUESTS,
+    colours=colours.METHODS,
 )
 
 LATENCY = Signal(
@@ -116,7 +126,7 @@ LATENCY = Signal(
     unit="s",
     queries=(
         *quantiles(DURATION, ENDPOINT),
-        limit("threshold:request_p95_seconds", "alert: p95 above"),
+        limit("threshold:request_p95_seconds", "p95 limit"),
     ),
     empty=NO_REQUESTS,
     colours=colours.PERCENTILES,

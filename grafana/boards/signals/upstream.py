@@ -1,7 +1,7 @@
 """How Flask looks from nginx."""
 
 from boards import colours
-from boards.signals import ENDPOINT, Query, Signal, limit, mean, quantile, rate
+from boards.signals import ENDPOINT, Query, Signal, buckets, limit, mean, quantile, rate, worst
 
 CONNECT = "nginx_endpoint_upstream_connect_duration_seconds"
 HEADER = "nginx_endpoint_upstream_header_duration_seconds"
@@ -9,10 +9,13 @@ RESPONSE = "nginx_endpoint_upstream_response_duration_seconds"
 ATTEMPTS = "nginx_endpoint_upstream_attempts_total"
 FLASK = "flask_http_request_duration_seconds"
 
+# `none` is an attempt that ended before there was a status, because the client left.
+SENT = rate(ATTEMPTS, f'{ENDPOINT}, status!="none"')
+
 NO_UPSTREAM = "No request went to Flask in this time range"
 
 UPSTREAM_P95 = Signal(
-    title="p95 upstream header time",
+    title="p95 upstream",
     description=(
         "95 % of the requests that went to Flask had the first byte of an answer within this "
         "time, over 5 minutes. Red is above the alert's threshold: look at *Workers* for full or "
@@ -20,10 +23,7 @@ UPSTREAM_P95 = Signal(
     ),
     unit="s",
     queries=(
-        Query(
-            f"max(endpoint:nginx_upstream_header_duration_seconds:p95_rate5m{{{ENDPOINT}}} >= 0) or vector(NaN)",
-            "p95",
-        ),
+        Query(worst("endpoint:nginx_upstream_header_duration_seconds:p95_rate5m"), "p95"),
         limit("threshold:upstream_p95_seconds"),
     ),
     empty="No traffic",
@@ -64,9 +64,7 @@ HEADER_HEATMAP = Signal(
         "smear upwards is queueing."
     ),
     unit="s",
-    queries=(
-        Query(f"sum by (le) (increase({HEADER}_bucket{{{ENDPOINT}}}[$__rate_interval]))", "{{le}}"),
-    ),
+    queries=(Query(buckets(HEADER, ENDPOINT), "{{le}}"),),
     empty=NO_UPSTREAM,
 )
 
@@ -83,20 +81,11 @@ FAILURES = Signal(
             f'sum by (status) (rate({ATTEMPTS}{{{ENDPOINT}, status=~"5.."}}[$__rate_interval]))',
             "{{status}}",
         ),
-        Query(
-            f"({rate(ATTEMPTS, ENDPOINT)} - {rate(f'{RESPONSE}_count', ENDPOINT)}) > 0",
-            "retries",
-        ),
-        limit(f"threshold:upstream_failure_ratio * {rate(ATTEMPTS, ENDPOINT)} > 0"),
+        Query(f"round({SENT} - {rate(f'{RESPONSE}_count', ENDPOINT)}, 0.001) > 0", "retries"),
+        limit(f"threshold:upstream_failure_ratio * on () {SENT} > 0"),
     ),
     empty=NO_UPSTREAM,
-    colours={
-        "500": "dark-red",
-        "502": "red",
-        "503": "light-red",
-        "504": "super-light-red",
-        "retries": "orange",
-    },
+    colours=colours.FAILURES | {"retries": colours.WAITED},
 )
 
 NGINX_AND_FLASK = Signal(
@@ -114,4 +103,19 @@ NGINX_AND_FLASK = Signal(
     ),
     empty=NO_UPSTREAM,
     colours={"nginx": "orange", "Flask": "blue"},
+)
+
+FLASK_RESPONSES = Signal(
+    title="Responses by Flask",
+    description=(
+        "What Flask itself counted, by status; background refreshes of the cache are in it. A 5xx "
+        "here is an exception in the application: its log has the traceback, by request id."
+    ),
+    unit="reqps",
+    queries=tuple(
+        Query(rate("flask_http_request_total", f'{ENDPOINT}, status=~"{status[0]}.."'), status)
+        for status in colours.STATUS
+    ),
+    empty=NO_UPSTREAM,
+    colours=colours.STATUS,
 )

@@ -3,23 +3,23 @@
 from boards import colours
 from boards.signals import INSTANCE, Query, Signal, limit, quantiles
 
-IN_FLIGHT = f"gunicorn_worker_requests_in_flight{{{INSTANCE}}}"
-FINISHED = f"gunicorn_worker_requests_total{{{INSTANCE}}}"
+SELECTED = f"{{{INSTANCE}}}"
+IN_FLIGHT = f"gunicorn_worker_requests_in_flight{SELECTED}"
 
-# Added to the number of requests in flight of a worker that finished none for a minute: see value mappings.
+# Added to the load of a worker that answered nothing for a minute while it held requests.
 STUCK = 1000
 
 UTILISATION = Signal(
     title="Worker utilisation",
     description=(
-        "Share of the workers' threads that were busy over the last minute, of the fullest "
-        "replica. Above the threshold (red) requests begin to queue: see *Queue time*, then add "
-        "workers or threads, or find what holds them."
+        "Share of the time that the workers' threads were busy, over 5 minutes, of the fullest "
+        "replica: the number the alert reads. Above its threshold (red) requests begin to queue: "
+        "see *Queue time*, then add workers or threads, or find what holds them."
     ),
     unit="percentunit",
     queries=(
         Query(
-            f"max(instance:gunicorn_worker_utilisation:ratio_rate1m{{{INSTANCE}}}) or vector(NaN)",
+            f"max(instance:gunicorn_worker_utilisation:ratio_rate5m{SELECTED}) or vector(NaN)",
             "busy",
         ),
         limit("threshold:worker_utilisation"),
@@ -35,23 +35,27 @@ UTILISATION_BY_INSTANCE = Signal(
     ),
     unit="percentunit",
     queries=(
-        Query(f"instance:gunicorn_worker_utilisation:ratio_rate1m{{{INSTANCE}}}", "{{instance}}"),
+        Query(f"instance:gunicorn_worker_utilisation:ratio_rate1m{SELECTED}", "{{instance}}"),
         limit("threshold:worker_utilisation"),
     ),
+    hues=colours.INSTANCES,
 )
 
 BUSY_WORKERS = Signal(
-    title="Requests in flight by worker",
+    title="In flight by worker",
     description=(
-        "What each worker is doing. Grey is idle, blue is working on that many requests. Red is "
-        "stuck: it holds requests and has finished none for a minute; gunicorn kills it after its "
-        "timeout. Take a stack dump before it does (docs/runbooks.md)."
+        "Share of each worker's threads that are working on a request: grey is idle, blue is "
+        "working, orange is full. Red is stuck: it holds requests and has answered none for a "
+        "minute. gunicorn kills it after its timeout; take a stack dump before "
+        "(docs/runbooks.md)."
     ),
-    unit="short",
+    unit="percentunit",
     queries=(
         Query(
-            f"{IN_FLIGHT} + {STUCK} * (({IN_FLIGHT} > bool 0) * (increase({FINISHED}[1m]) == bool 0))",
-            "worker {{worker}} · {{instance}}",
+            f"{IN_FLIGHT} / on (instance) group_left () gunicorn_worker_threads{SELECTED}"
+            f" + {STUCK} * ({IN_FLIGHT} > bool 0)"
+            f" * (increase(gunicorn_worker_requests_total{SELECTED}[1m]) == bool 0)",
+            "{{worker}} · {{instance}}",
         ),
     ),
 )
@@ -71,6 +75,8 @@ QUEUE = Signal(
     colours=colours.PERCENTILES,
 )
 
+BACKLOG_LIMIT = f"max(gunicorn_listen_backlog_limit{SELECTED})"
+
 BACKLOG = Signal(
     title="Listen backlog",
     description=(
@@ -80,13 +86,12 @@ BACKLOG = Signal(
     ),
     unit="short",
     queries=(
-        Query(f"gunicorn_listen_backlog{{{INSTANCE}}}", "{{instance}}"),
-        Query(f"max(gunicorn_listen_backlog_limit{{{INSTANCE}}})", "limit"),
-        limit(
-            f"threshold:listen_backlog_ratio * on () max(gunicorn_listen_backlog_limit{{{INSTANCE}}})"
-        ),
+        Query(f"gunicorn_listen_backlog{SELECTED}", "{{instance}}"),
+        Query(BACKLOG_LIMIT, "limit"),
+        limit(f"threshold:listen_backlog_ratio * on () {BACKLOG_LIMIT}"),
     ),
     colours={"limit": colours.IDLE},
+    hues=colours.INSTANCES,
 )
 
 MEMORY = Signal(
@@ -99,10 +104,11 @@ MEMORY = Signal(
     unit="bytes",
     queries=(
         Query(
-            f"gunicorn_worker_resident_memory_bytes{{{INSTANCE}}}",
-            "worker {{worker}} · {{instance}}",
+            f"gunicorn_worker_resident_memory_bytes{SELECTED}",
+            "{{worker}} · {{instance}}",
         ),
     ),
+    hues=colours.WORKERS,
 )
 
 EXITS = Signal(
@@ -115,7 +121,7 @@ EXITS = Signal(
     unit="short",
     queries=(
         Query(
-            f"sum by (reason) (instance_reason:gunicorn_worker_exits:increase1m{{{INSTANCE}}}) > 0",
+            f"sum by (reason) (instance_reason:gunicorn_worker_exits:increase1m{SELECTED}) > 0",
             "{{reason}}",
         ),
     ),
