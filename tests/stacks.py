@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import requests
+from prometheus_client.parser import text_string_to_metric_families
 
 from local.processes import Processes
 from local.settings import INNER_PORTS, ROOT, SERVICES
@@ -161,6 +162,15 @@ class Stack:
         response.raise_for_status()
         return response.text
 
+    def total(self, service: str, name: str, **labels: str) -> float:
+        """The sum of a service's samples of this name that have these labels, as of now."""
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(self.metrics(service))
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
     def query(self, expression: str) -> list[dict[str, Any]]:
         """The instant vector of a PromQL expression: `[{"metric": labels, "value": number}, …]`."""
         response = requests.get(
@@ -236,6 +246,7 @@ class ComposeStack(Stack):
     def __init__(self, settings: dict[str, str]) -> None:
         super().__init__(settings)
         self.project = f"stack-test-{uuid.uuid4().hex[:8]}"
+        self._addresses: dict[str, str] = {}  # asked for often, and slow to ask the engine for
 
     @property
     def environment(self) -> dict[str, str]:
@@ -250,6 +261,8 @@ class ComposeStack(Stack):
         """Run `docker compose` on this project."""
         files = [word for path in COMPOSE_FILES for word in ("--file", str(path))]
         command = ["docker", "compose", *files, "--project-name", self.project, *arguments]
+        if arguments[0] in ("up", "down", "stop"):
+            self._addresses.clear()
         return _run(command, self.environment)
 
     def up(self) -> None:
@@ -291,7 +304,9 @@ class ComposeStack(Stack):
         return self.compose("logs", "--no-log-prefix", "--no-color", service)
 
     def address(self, service: str, port: int) -> str:
-        return f"http://{self._network(service)['IPAddress']}:{port}"
+        if service not in self._addresses:
+            self._addresses[service] = self._network(service)["IPAddress"]
+        return f"http://{self._addresses[service]}:{port}"
 
     @property
     def host_address(self) -> str:
