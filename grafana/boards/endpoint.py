@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from boards.dashboard import ENDPOINTS, INSTANCE, dashboard, line
+from boards.dashboard import dashboard, line
 from boards.panels import heatmap, tile, timeseries
 from boards.signals import cache, traffic, upstream
+from boards.variables import INSTANCE, ONE_ENDPOINT
 
 
 def endpoint() -> dict[str, Any]:
@@ -13,7 +14,7 @@ def endpoint() -> dict[str, Any]:
         "endpoint",
         "Endpoint",
         "Traffic, cache and upstream of one endpoint, which is a URL rule of Flask's.",
-        variables=[ENDPOINTS | {"multi": False}, INSTANCE],
+        variables=[ONE_ENDPOINT, INSTANCE],
         rows={
             "": [
                 line(

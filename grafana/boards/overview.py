@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from boards.dashboard import ENDPOINTS, INSTANCE, dashboard, line
+from boards.dashboard import dashboard, line
 from boards.mappings import TARGET_STATES, WORKER_STATES
 from boards.panels import alerts, heatmap, states, tile, timeseries
 from boards.signals import cache, monitoring, nginx, traffic, upstream, workers
+from boards.variables import ENDPOINTS, INSTANCE
 
 
 def overview() -> dict[str, Any]:
@@ -31,7 +32,7 @@ def overview() -> dict[str, Any]:
                     alerts(monitoring.ALERTS),
                     timeseries(monitoring.BUDGET),
                     states(monitoring.TARGETS, TARGET_STATES),
-                    widths=(10, 6, 8),
+                    widths=(12, 5, 7),
                 ),
             ],
             "Traffic": [

@@ -74,7 +74,7 @@ def timeseries(
             "scaleDistribution": SCALES[scale],
         },
     }
-    if scale == "linear":
+    if scale != "log":
         field["min"] = 0
     if most is not None:
         field["max"] = most
@@ -177,7 +177,7 @@ def states(signal: Signal, mappings: Sequence[Mapping]) -> Panel:
 def alerts(signal: Signal) -> Panel:
     """The alerts that are active now, one a row; the value is for how long, in seconds."""
     columns = ["severity", "alertname", "alertstate", "endpoint", "instance", "Value"]
-    narrow = {"custom.width": 85}
+    narrow = {"custom.width": 80}
     return _panel("table", signal) | {
         "targets": [now("A", query) for query in signal.queries],
         "transformations": [
@@ -191,7 +191,7 @@ def alerts(signal: Signal) -> Panel:
             },
         ],
         "fieldConfig": {
-            "defaults": _defaults(signal),
+            "defaults": _defaults(signal) | {"custom": {"minWidth": 100}},
             "overrides": [
                 _named("severity", narrow),
                 _named("alert", {"links": [_to_alerts()]}),

@@ -12,7 +12,7 @@ DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 def over_time(
     queries: tuple[Query, ...], fmt: Literal["time_series", "heatmap"] = "time_series"
 ) -> list[Target]:
-    """The queries over the time range of the dashboard, as A, B, C …"""
+    """The queries over the time range of the dashboard, as A, B and so on."""
     return [
         _target(chr(ord("A") + index), query, fmt) | {"range": True, "instant": False}
         for index, query in enumerate(queries)

@@ -94,8 +94,8 @@ def overall(ratio: str, weight: str) -> str:
 
     NaN where there was no traffic: without it, Grafana would go on showing the last value it knows.
     """
-    parts = f"sum({ratio}{{{ENDPOINT}}} * {weight}{{{ENDPOINT}}})"
-    return f"{parts} / (sum({weight}{{{ENDPOINT}}}) > 0) or vector(NaN)"
+    ratio, weight = f"{ratio}{{{ENDPOINT}}}", f"{weight}{{{ENDPOINT}}}"
+    return f"sum({ratio} * {weight}) / (sum({weight} and {ratio}) > 0) or vector(NaN)"
 
 
 def worst(recorded: str) -> str:

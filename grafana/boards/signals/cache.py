@@ -15,8 +15,7 @@ HIT_RATIO = Signal(
     description=(
         "Share of cacheable requests answered without waiting for Flask, over 5 minutes. Red is "
         "below what the alert on misses tolerates. *Cache* shows which endpoint and whether "
-        "misses, expiry or bypasses are behind it. “No traffic” is no cacheable request, which is "
-        "not 0 %."
+        "misses, expiry or bypasses are behind it. “No cacheable traffic” is not 0 %."
     ),
     unit="percentunit",
     queries=(
@@ -26,7 +25,7 @@ HIT_RATIO = Signal(
         ),
         limit("1 - threshold:cache_miss_ratio", "alert below"),
     ),
-    empty="No traffic",
+    empty="No cacheable traffic",
 )
 
 HIT_RATIO_BY_ENDPOINT = Signal(
@@ -89,8 +88,7 @@ OFFLOAD_NOW = Signal(
     title="Offload",
     description=(
         "Share of requests Flask never saw, over 5 minutes; background refreshes count as seen. "
-        "The chart *Offload* shows its course. “No traffic” is no request at all, which is not 0 "
-        "%."
+        "The chart *Offload* shows its course. “No cacheable traffic” is not 0 %."
     ),
     unit="percentunit",
     queries=(
@@ -99,7 +97,7 @@ OFFLOAD_NOW = Signal(
             "offload",
         ),
     ),
-    empty="No traffic",
+    empty="No cacheable traffic",
 )
 
 OFFLOAD = Signal(
@@ -107,12 +105,12 @@ OFFLOAD = Signal(
     description=(
         "Share of requests Flask never saw, over 5 minutes. Unlike the hit ratio it counts "
         "background refreshes, which clients do not wait for but Flask has to answer. Endpoints "
-        "without a cache are at 0 %. A drop here with a steady hit ratio means that refreshes eat "
-        "what the cache saves."
+        "without a cache are left out. A drop here with a steady hit ratio means that refreshes "
+        "eat what the cache saves."
     ),
     unit="percentunit",
     queries=(
-        Query(f"endpoint:nginx_cache_offload:ratio_rate5m{{{ENDPOINT}}} > -Inf", "{{endpoint}}"),
+        Query(f"endpoint:nginx_cache_offload:ratio_rate5m{{{ENDPOINT}}} >= 0", "{{endpoint}}"),
     ),
     empty=NO_REQUESTS,
     hues=colours.ENDPOINTS,

@@ -7,8 +7,10 @@ from boards.signals.traffic import REQUESTS
 from boards.signals.upstream import ATTEMPTS
 
 # Watchdog always fires, so that its absence is noticed; its severity is info.
+NOT_HIT = HIT.replace("=~", "!~")
+
 ACTIVE = 'severity!="info"'
-SINCE = "(time() - ALERTS_FOR_STATE)"
+ACTIVE_FOR = "(time() - ALERTS_FOR_STATE)"
 
 FIRING = Signal(
     title="Firing alerts",
@@ -33,7 +35,8 @@ ALERTS = Signal(
     unit="s",
     queries=(
         Query(
-            f"{SINCE} * ignoring (alertstate) group_right () ALERTS{{{ACTIVE}}}", "{{alertname}}"
+            f"{ACTIVE_FOR} * ignoring (alertstate) group_right () ALERTS{{{ACTIVE}}}",
+            "{{alertname}}",
         ),
     ),
     empty="No alert is active",
@@ -165,7 +168,11 @@ TARGETS_BY_INSTANCE = Signal(
         "replica that was not there. Grafana is scraped only where it runs."
     ),
     unit="short",
-    queries=(Query("up", "{{job}} · {{instance}}"),),
+    # Only the replicas of flask-app need their addresses to be told apart.
+    queries=(
+        Query('up{job!="flask-app"}', "{{job}}"),
+        Query('up{job="flask-app"}', "{{job}} · {{instance}}"),
+    ),
 )
 
 SCRAPE_TIME = Signal(
@@ -227,6 +234,7 @@ UNACCOUNTED = Signal(
         limit("threshold:requests_unaccounted_ratio"),
     ),
     empty="No traffic in this time range",
+    colours={"unaccounted": colours.NEUTRAL},
 )
 
 ORIGIN = Signal(
@@ -239,7 +247,7 @@ ORIGIN = Signal(
     unit="reqps",
     queries=(
         Query(rate(ATTEMPTS, 'status!~"none|502|504"'), "nginx passed on"),
-        Query("sum(rate(flask_http_request_total[$__rate_interval]))", "Flask counted"),
+        Query(rate("flask_http_request_total", ""), "Flask counted"),
         Query(rate(REQUESTS, 'cache=~"STALE|UPDATING"'), "answered stale"),
     ),
     empty="No request went to Flask in this time range",
@@ -256,7 +264,7 @@ LINES = Signal(
         "Lines the exporter read per second, and those it could not understand. The first follows "
         "the request rate; the second is 0."
     ),
-    unit="cps",
+    unit="recps",
     queries=(
         Query(f"sum(rate(nginx_access_exporter_lines_total[{RATE}]))", "read"),
         Query(f"sum(rate(nginx_access_exporter_malformed_lines_total[{RATE}]))", "malformed"),
@@ -289,24 +297,20 @@ MEMORY = Signal(
     colours=colours.JOBS,
 )
 
-# The label holds the path of the rules' file too.
-RULE_GROUPS = (
-    "label_replace(prometheus_rule_group_last_duration_seconds,"
-    ' "group", "$1", "rule_group", ".*;(.*)")'
-)
-
 RULE_TIME = Signal(
     title="Rule evaluation time",
     description=(
-        "How long Prometheus takes for each group of rules. Most are evaluated every 5 s: at the "
-        "line a group falls behind, and what it records has gaps."
+        "How long Prometheus takes for its groups of rules. Most are evaluated every 5 s: where "
+        "the slowest comes near the line it falls behind, and what it records has gaps. "
+        "Prometheus' page *Rules* has the time of each."
     ),
     unit="s",
     queries=(
-        Query(f"max by (group) ({RULE_GROUPS})", "{{group}}"),
+        Query("max(prometheus_rule_group_last_duration_seconds)", "slowest group"),
+        Query("sum(prometheus_rule_group_last_duration_seconds)", "all groups"),
         limit("min(prometheus_rule_group_interval_seconds)", "interval"),
     ),
-    hues=colours.NAMES,
+    colours={"slowest group": colours.NEUTRAL, "all groups": "light-blue"},
 )
 
 STORED = Signal(
