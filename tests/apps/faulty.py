@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 import time
 
-from wsgi import app
-
 from flask import Response, abort, request
+from wsgi import app
 
 
 @app.before_request
