@@ -1,1 +1,1 @@
-"""The dashboards as Python: `python grafana/build.py` writes their JSON to grafana/dashboards/."""
+"""The dashboards as Python; `python grafana/generate.py` writes their JSON."""

@@ -333,7 +333,7 @@ DISK = Signal(
     unit="bytes",
     queries=(
         Query("sum(prometheus_tsdb_storage_blocks_bytes)", "blocks"),
-        limit("max(prometheus_tsdb_retention_limit_bytes) > 0", "limit"),
+        limit("max(prometheus_tsdb_retention_limit_bytes) > 0", "deletes above"),
     ),
     colours={"blocks": colours.NEUTRAL},
 )

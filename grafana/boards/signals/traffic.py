@@ -4,6 +4,7 @@ from boards import colours
 from boards.signals import (
     ENDPOINT,
     NO_REQUESTS,
+    RATE,
     Query,
     Signal,
     limit,
@@ -76,11 +77,7 @@ BY_ENDPOINT = Signal(
         "scanner or a broken link. Click a line for that endpoint's own dashboard."
     ),
     unit="reqps",
-    queries=(
-        Query(
-            f"sum by (endpoint) (rate({REQUESTS}{{{ENDPOINT}}}[$__rate_interval]))", "{{endpoint}}"
-        ),
-    ),
+    queries=(Query(f"sum by (endpoint) (rate({REQUESTS}{{{ENDPOINT}}}[{RATE}]))", "{{endpoint}}"),),
     empty=NO_REQUESTS,
     hues=colours.ENDPOINTS,
 )
@@ -108,9 +105,7 @@ BY_METHOD = Signal(
         "and HEAD can come from the cache, so a shift to other methods is load on Flask."
     ),
     unit="reqps",
-    queries=(
-        Query(f"sum by (method) (rate({REQUESTS}{{{ENDPOINT}}}[$__rate_interval]))", "{{method}}"),
-    ),
+    queries=(Query(f"sum by (method) (rate({REQUESTS}{{{ENDPOINT}}}[{RATE}]))", "{{method}}"),),
     empty=NO_REQUESTS,
     colours=colours.METHODS,
 )
@@ -139,10 +134,6 @@ LATENCY_HEATMAP = Signal(
         "endpoint: hits below, misses above. A band that climbs is an upstream that slows down."
     ),
     unit="s",
-    queries=(
-        Query(
-            f"sum by (le) (increase({DURATION}_bucket{{{ENDPOINT}}}[$__rate_interval]))", "{{le}}"
-        ),
-    ),
+    queries=(Query(buckets(DURATION, ENDPOINT), "{{le}}"),),
     empty=NO_REQUESTS,
 )

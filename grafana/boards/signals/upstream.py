@@ -1,7 +1,19 @@
 """How Flask looks from nginx."""
 
 from boards import colours
-from boards.signals import ENDPOINT, Query, Signal, buckets, limit, mean, quantile, rate, worst
+from boards.signals import (
+    ENDPOINT,
+    INSTANCE,
+    RATE,
+    Query,
+    Signal,
+    buckets,
+    limit,
+    mean,
+    quantile,
+    rate,
+    worst,
+)
 
 CONNECT = "nginx_endpoint_upstream_connect_duration_seconds"
 HEADER = "nginx_endpoint_upstream_header_duration_seconds"
@@ -11,6 +23,8 @@ FLASK = "flask_http_request_duration_seconds"
 
 # `none` is an attempt that ended before there was a status, because the client left.
 SENT = rate(ATTEMPTS, f'{ENDPOINT}, status!="none"')
+
+OF_FLASK = f"{ENDPOINT}, {INSTANCE}"
 
 NO_UPSTREAM = "No request went to Flask in this time range"
 
@@ -78,7 +92,7 @@ FAILURES = Signal(
     unit="ops",
     queries=(
         Query(
-            f'sum by (status) (rate({ATTEMPTS}{{{ENDPOINT}, status=~"5.."}}[$__rate_interval]))',
+            f'sum by (status) (rate({ATTEMPTS}{{{ENDPOINT}, status=~"5.."}}[{RATE}]))',
             "{{status}}",
         ),
         Query(f"round({SENT} - {rate(f'{RESPONSE}_count', ENDPOINT)}, 0.001) > 0", "retries"),
@@ -98,11 +112,11 @@ NGINX_AND_FLASK = Signal(
     ),
     unit="s",
     queries=(
-        Query(mean(RESPONSE, ENDPOINT), "nginx"),
-        Query(mean(FLASK, ENDPOINT), "Flask"),
+        Query(mean(RESPONSE, ENDPOINT), "seen by nginx"),
+        Query(mean(FLASK, OF_FLASK), "seen by Flask"),
     ),
     empty=NO_UPSTREAM,
-    colours={"nginx": "orange", "Flask": "blue"},
+    colours={"seen by nginx": colours.WAITED, "seen by Flask": colours.NEUTRAL},
 )
 
 FLASK_RESPONSES = Signal(
@@ -113,7 +127,7 @@ FLASK_RESPONSES = Signal(
     ),
     unit="reqps",
     queries=tuple(
-        Query(rate("flask_http_request_total", f'{ENDPOINT}, status=~"{status[0]}.."'), status)
+        Query(rate("flask_http_request_total", f'{OF_FLASK}, status=~"{status[0]}.."'), status)
         for status in colours.STATUS
     ),
     empty=NO_UPSTREAM,

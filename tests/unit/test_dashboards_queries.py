@@ -1,0 +1,202 @@
+"""What the dashboards' less obvious queries say, evaluated by promtool on series made for it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from boards.marks import MARKS
+from boards.signals import Signal, cache, monitoring, traffic, workers
+
+Samples = dict[str, float]
+
+VARIABLES = {
+    "$endpoint": ".+",
+    "$instance": ".+",
+    "$__rate_interval": "20s",
+    "$__interval": "5s",
+}
+
+
+class Prometheus:
+    """Evaluates PromQL on given series."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def expect(self, expr: str, samples: Samples, *, at: str, given: dict[str, str]) -> None:
+        """Fail unless the expression has exactly these samples at that time.
+
+        Args:
+            expr: PromQL with the dashboards' variables.
+            samples: value by series.
+            at: time since the first value, such as `1m`.
+            given: values by series, 5 s apart, in promtool's notation.
+        """
+        for name, value in VARIABLES.items():
+            expr = expr.replace(name, value)
+        test = {
+            "interval": "5s",
+            "input_series": [{"series": name, "values": v} for name, v in given.items()],
+            "promql_expr_test": [
+                {
+                    "expr": expr,
+                    "eval_time": at,
+                    "exp_samples": [{"labels": s, "value": v} for s, v in samples.items()],
+                }
+            ],
+        }
+        path = self.folder / "queries.test.yml"
+        path.write_text(yaml.safe_dump({"evaluation_interval": "5s", "tests": [test]}))
+        done = subprocess.run(
+            ["promtool", "test", "rules", path], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture
+def prometheus(tmp_path: Path) -> Prometheus:
+    return Prometheus(tmp_path)
+
+
+def query(signal: Signal) -> str:
+    return signal.queries[0].expr
+
+
+def mark(name: str) -> str:
+    return next(each for each in MARKS if each.name == name).expr
+
+
+def is_a_number(expr: str) -> str:
+    """PromQL that is 1 where the expression is a number, 0 where it is NaN."""
+    return f"({expr}) == bool ({expr})"
+
+
+def test_no_requests_is_zero_while_the_exporter_is_up_and_no_data_while_it_is_down(
+    prometheus: Prometheus,
+) -> None:
+    given = {'up{job="nginx-access-exporter"}': "1 1 0"}
+    prometheus.expect(query(traffic.REQUEST_RATE), {"{}": 0}, at="5s", given=given)
+    prometheus.expect(query(traffic.REQUEST_RATE), {}, at="10s", given=given)
+
+
+ERRORS = {
+    'endpoint:nginx_requests:rate5m{endpoint="/a"}': "1 0",
+    'endpoint:nginx_requests:rate5m{endpoint="/b"}': "3 0",
+    'endpoint:nginx_errors:ratio_rate5m{endpoint="/a"}': "0.5 stale",
+    'endpoint:nginx_errors:ratio_rate5m{endpoint="/b"}': "0 stale",
+}
+
+
+def test_a_ratio_over_endpoints_is_weighted_by_their_requests(prometheus: Prometheus) -> None:
+    prometheus.expect(query(traffic.ERROR_RATIO), {"{}": 0.125}, at="0s", given=ERRORS)
+
+
+def test_without_traffic_a_ratio_is_not_a_number_rather_than_zero(prometheus: Prometheus) -> None:
+    ratio = is_a_number(query(traffic.ERROR_RATIO))
+    prometheus.expect(ratio, {"{}": 1}, at="0s", given=ERRORS)
+    prometheus.expect(ratio, {"{}": 0}, at="5s", given=ERRORS)
+    prometheus.expect(is_a_number(query(cache.HIT_RATIO)), {"{}": 0}, at="0s", given={})
+
+
+def test_offload_leaves_out_endpoints_that_are_not_cached(prometheus: Prometheus) -> None:
+    given = {
+        'endpoint:nginx_requests:rate5m{endpoint="/cached"}': "10",
+        'endpoint:nginx_requests:rate5m{endpoint="/other"}': "90",
+        'endpoint:nginx_cache_offload:ratio_rate5m{endpoint="/cached"}': "0.8",
+    }
+    prometheus.expect(query(cache.OFFLOAD_NOW), {"{}": 0.8}, at="0s", given=given)
+
+
+def test_percentiles_and_heatmaps_of_nothing_are_nothing(prometheus: Prometheus) -> None:
+    metric = "nginx_endpoint_request_duration_seconds"
+    given = {
+        f'{metric}_bucket{{endpoint="/", le="0.1"}}': "7x9",
+        f'{metric}_bucket{{endpoint="/", le="+Inf"}}': "7x9",
+        f'{metric}_count{{endpoint="/"}}': "7x9",
+    }
+    prometheus.expect(query(traffic.LATENCY), {}, at="40s", given=given)
+    prometheus.expect(query(traffic.LATENCY_HEATMAP), {}, at="40s", given=given)
+
+
+def test_a_worker_is_stuck_that_holds_a_request_and_answered_none_for_a_minute(
+    prometheus: Prometheus,
+) -> None:
+    given = {'gunicorn_worker_threads{instance="a"}': "4x20"}
+    for worker, in_flight, answered in (
+        ("idle", "0x20", "5x20"),
+        ("busy", "1x20", "0+2x20"),
+        ("full", "4x20", "0+2x20"),
+        ("stuck", "2x20", "5x20"),
+    ):
+        labels = f'instance="a", worker="{worker}"'
+        given[f"gunicorn_worker_requests_in_flight{{{labels}}}"] = in_flight
+        given[f"gunicorn_worker_requests_total{{{labels}}}"] = answered
+    expected = {
+        '{instance="a", worker="idle"}': 0,
+        '{instance="a", worker="busy"}': 0.25,
+        '{instance="a", worker="full"}': 1,
+        '{instance="a", worker="stuck"}': workers.STUCK + 0.5,
+    }
+    prometheus.expect(query(workers.BUSY_WORKERS), expected, at="90s", given=given)
+
+
+def test_the_alert_that_always_fires_is_not_shown(prometheus: Prometheus) -> None:
+    given = {
+        'ALERTS{alertname="Watchdog", alertstate="firing", severity="info"}': "1",
+        'ALERTS_FOR_STATE{alertname="Watchdog", severity="info"}': "0",
+    }
+    prometheus.expect(query(monitoring.FIRING), {"{}": 0}, at="0s", given=given)
+    prometheus.expect(query(monitoring.ALERTS), {}, at="0s", given=given)
+
+
+def test_active_alerts_have_their_age_as_value(prometheus: Prometheus) -> None:
+    alert = 'alertname="Slow", severity="page", endpoint="/"'
+    given = {
+        f'ALERTS{{{alert}, alertstate="pending"}}': "_ 1 1 stale",
+        f'ALERTS{{{alert}, alertstate="firing"}}': "_ _ _ 1 1",
+        f"ALERTS_FOR_STATE{{{alert}}}": "_ 5 5 5 5",
+    }
+    pending, firing = (f'{{{alert}, alertstate="{state}"}}' for state in ("pending", "firing"))
+    prometheus.expect(query(monitoring.ALERTS), {pending: 5}, at="10s", given=given)
+    prometheus.expect(query(monitoring.ALERTS), {firing: 15}, at="20s", given=given)
+    prometheus.expect(query(monitoring.FIRING), {"{}": 1}, at="20s", given=given)
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        (
+            "Alerts",
+            {'ALERTS{alertname="Slow", alertstate="firing", severity="page"}': "_ _ _ 1x9"},
+        ),
+        ("Reloads", {"nginx_worker_process_id": "7 7 7 9x9"}),
+        (
+            "Worker failures",
+            {'instance_reason:gunicorn_worker_exits:increase1m{reason="signal"}': "0 0 0 1x9"},
+        ),
+    ],
+)
+def test_an_event_is_marked_when_it_begins_and_not_for_as_long_as_it_lasts(
+    prometheus: Prometheus, name: str, given: dict[str, str]
+) -> None:
+    marks = f"count({mark(name)})"
+    prometheus.expect(marks, {}, at="10s", given=given)
+    prometheus.expect(marks, {"{}": 1}, at="15s", given=given)
+    prometheus.expect(marks, {}, at="20s", given=given)
+
+
+def test_only_all_workers_starting_together_is_a_restart(prometheus: Prometheus) -> None:
+    start = 'gunicorn_worker_start_time_seconds{instance="a", worker="%s"}'
+    given = {start % 1: "100 700 700", start % 2: "101.5 702 702", start % 3: "102 700 730"}
+    restarts = mark("Restarts")
+    prometheus.expect(restarts, {'{instance="a"}': 100_000}, at="0s", given=given)
+    prometheus.expect(restarts, {'{instance="a"}': 700_000}, at="5s", given=given)
+    prometheus.expect(restarts, {}, at="10s", given=given)
+
+
+def test_planned_exits_of_workers_are_not_marked_as_failures(prometheus: Prometheus) -> None:
+    given = {'instance_reason:gunicorn_worker_exits:increase1m{reason="exit"}': "0 1 1"}
+    prometheus.expect(mark("Worker failures"), {}, at="5s", given=given)
