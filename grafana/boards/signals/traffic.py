@@ -7,6 +7,7 @@ from boards.signals import (
     RATE,
     Query,
     Signal,
+    buckets,
     limit,
     overall,
     quantiles,
