@@ -1,8 +1,7 @@
 """The sample application. Put your own in its place; telemetry/ goes with any Flask app."""
 
-from telemetry.flask_metrics import FlaskMetrics
-
 from flask import Flask, Response, jsonify, request
+from telemetry.flask_metrics import FlaskMetrics
 
 app = Flask(__name__)
 metrics = FlaskMetrics(app)

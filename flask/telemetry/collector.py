@@ -83,14 +83,19 @@ class WorkerCollector:
             labels=["listener"],
         )
         for listener in self._listeners:
-            host, port = listener.getsockname()[:2]
+            address = _address(listener)
             info = TCP_INFO.unpack(
                 listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO.size)
             )
-            waiting.add_metric([f"{host}:{port}"], info[UNACKED])
-            limit.add_metric([f"{host}:{port}"], info[SACKED])
+            waiting.add_metric([address], info[UNACKED])
+            limit.add_metric([address], info[SACKED])
         yield waiting
         yield limit
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _gauge(name: str, documentation: str, value: float) -> Metric:

@@ -11,10 +11,10 @@ from http import HTTPMethod
 from typing import Any
 from urllib.parse import quote
 
+from flask import Flask, Request, got_request_exception, request
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 from prometheus_flask_exporter import PrometheusMetrics
 
-from flask import Flask, Request, got_request_exception, request
 from telemetry.recorder import BUCKETS, ENDPOINT_KEY, METRICS_KEY, UNMATCHED
 
 METHODS = frozenset(method.value for method in HTTPMethod)

@@ -60,13 +60,12 @@ class Launcher:
         """Restart the metrics server where gunicorn listens on other sockets now."""
         if server.LISTENERS is not self._listeners:
             self._listeners = server.LISTENERS
-            os.kill(self._pid, signal.SIGTERM)
+            self._terminate()
 
     def stop(self) -> None:
         """End the metrics server for good."""
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGTERM)
+        self._terminate()
 
     def forget(self) -> None:
         """Close, in a worker, what only the arbiter should hold."""
@@ -78,7 +77,14 @@ class Launcher:
         """Leave the socket to the arbiter about to be started in `environ`."""
         environ[FD_VARIABLE] = str(self._socket.fileno())
 
+    def _terminate(self) -> None:
+        if self._pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGTERM)
+
     def _ended(self) -> bool:
+        if not self._pid:
+            return True
         try:
             return os.waitpid(self._pid, os.WNOHANG)[0] == self._pid
         except ChildProcessError:  # gunicorn, which waits for any child, was quicker
@@ -95,16 +101,17 @@ class Launcher:
             f"--delay={PAUSE_SECONDS if hurried else 0}",
             *(str(listener.fileno()) for listener in self._listeners if _is_tcp(listener)),
         ]
-        self._pid = os.posix_spawn(
-            sys.executable,
-            command,
-            {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-            file_actions=[(os.POSIX_SPAWN_DUP2, self._alive_read, 0)],
-            # A Ctrl-C in the terminal is for gunicorn, which then ends the server in its turn.
-            setsid=True,
-            # Gunicorn handles these; what it ignores, a program started from it would too.
-            setsigdef=[signal.SIGTERM, signal.SIGINT],
-        )
+        self._pid = 0
+        # Gunicorn must not end because this could not start: the next child to end tries again.
+        with contextlib.suppress(OSError):
+            self._pid = os.posix_spawn(
+                sys.executable,
+                command,
+                {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+                file_actions=[(os.POSIX_SPAWN_DUP2, self._alive_read, 0)],
+                # A Ctrl-C in the terminal is for gunicorn, which ends the server in its turn.
+                setsid=True,
+            )
 
 
 def _listen(bind: str) -> socket.socket:

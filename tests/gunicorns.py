@@ -1,0 +1,156 @@
+"""A gunicorn with the project's own settings, the app of tests/apps and no nginx, for tests."""
+
+import contextlib
+import os
+import signal as signals
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import requests
+from prometheus_client.parser import text_string_to_metric_families
+from telemetry import slots
+
+from tests.stacks import ROOT, wait_until
+
+START_SECONDS = STOP_SECONDS = 30
+
+
+class Gunicorn:
+    """A running gunicorn."""
+
+    def __init__(self, directory: Path, settings: dict[str, str]) -> None:
+        """Start it; `directory` takes its log and its counts, `settings` its environment."""
+        port, metrics_port = _free_ports(2)
+        self.url = f"http://127.0.0.1:{port}"
+        self._metrics_url = f"http://127.0.0.1:{metrics_port}/metrics"
+        self.counts = directory / "counts"
+        self.log_file = directory / "log"
+        environ = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT / "tests" / "apps"),
+            "WSGI_APP": "gated:app",
+            "GUNICORN_BIND": f"127.0.0.1:{port}",
+            "GUNICORN_METRICS_BIND": f"127.0.0.1:{metrics_port}",
+            "PROMETHEUS_MULTIPROC_DIR": str(self.counts),
+            **settings,
+        }
+        # Its script, since an upgrade (USR2) by way of `python -m` finds gunicorn's modules first.
+        command = [Path(sys.executable).with_name("gunicorn"), "--config", "gunicorn.conf.py"]
+        with self.log_file.open("a") as log:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT / "flask", env=environ, stdout=log, stderr=log
+            )
+
+    def wait_until_up(self) -> None:
+        """Return when every worker has booted and metrics are served."""
+        wait_until(self._is_up, START_SECONDS, "gunicorn is up")
+
+    def _is_up(self) -> bool:
+        assert self.process.poll() is None, self.log_file.read_text()
+        metrics = self.metrics()
+        return metrics["gunicorn_workers"] == metrics["gunicorn_workers_configured"] and self.get()
+
+    def get(self, path: str = "/", **options: object) -> requests.Response:
+        """Ask the application."""
+        return requests.get(self.url + path, timeout=60, **options)
+
+    @contextlib.contextmanager
+    def held_requests(self, times: int) -> Iterator[list[Future[requests.Response]]]:
+        """Send requests that last as long as the context; yield their answers to be."""
+        with tempfile.NamedTemporaryFile() as gate, ThreadPoolExecutor(times) as pool:
+            yield [pool.submit(self.get, f"/?gate={gate.name}") for _ in range(times)]
+            # The file's end, then the pool's, which waits for the answers.
+            gate.close()
+
+    def metrics(self) -> dict[str, float]:
+        """Return the samples of a scrape by their name and labels: `name{label="value"}`."""
+        text = requests.get(self._metrics_url, timeout=10).text
+        return {
+            _series(sample.name, sample.labels): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    def children(self) -> list[int]:
+        """Return the pids of the arbiter's children."""
+        return _children(self.process.pid)
+
+    def workers(self, arbiter: int | None = None) -> dict[str, int]:
+        """Return the pids of the workers by slot."""
+        children = _children(arbiter or self.process.pid)
+        readings = map(slots.read, self.counts.glob("*.slot"))
+        return {str(each.number): each.pid for each in readings if each.pid in children}
+
+    def metrics_server(self) -> int | None:
+        """Return the pid of the process that serves the metrics."""
+        return next(
+            (pid for pid in _children(self.process.pid) if b"telemetry.server" in _command(pid)),
+            None,
+        )
+
+    def signal(self, signal: signals.Signals) -> None:
+        """Send a signal to the arbiter."""
+        self.process.send_signal(signal)
+
+    def stop(self) -> None:
+        """End it, if it has not ended."""
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_SECONDS)
+        finally:
+            self.process.kill()
+
+
+@contextlib.contextmanager
+def gunicorn(**settings: str) -> Iterator[Gunicorn]:
+    """Run a gunicorn with these environment variables."""
+    with tempfile.TemporaryDirectory(prefix="gunicorn-") as directory:
+        running = Gunicorn(Path(directory), settings)
+        try:
+            running.wait_until_up()
+            yield running
+        finally:
+            running.stop()
+
+
+def wait_for_metrics(
+    running: Gunicorn, condition: Callable[[dict[str, float]], object], what: str
+) -> dict[str, float]:
+    """Scrape until `condition` holds, and return that scrape."""
+
+    def matching() -> dict[str, float] | None:
+        metrics = running.metrics()
+        return metrics if condition(metrics) else None
+
+    return wait_until(matching, 30, what)
+
+
+def total(metrics: dict[str, float], name: str) -> float:
+    """Return the sum of all series of this name."""
+    return sum(value for series, value in metrics.items() if series.partition("{")[0] == name)
+
+
+def _series(name: str, labels: dict[str, str]) -> str:
+    pairs = ",".join(f'{label}="{value}"' for label, value in sorted(labels.items()))
+    return f"{name}{{{pairs}}}" if pairs else name
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _command(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]

@@ -1,0 +1,290 @@
+"""What a real gunicorn tells of its workers: when they are stuck, when they die, when replaced."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.gunicorns import Gunicorn, gunicorn, total, wait_for_metrics
+from tests.stacks import wait_until
+
+IN_FLIGHT = "gunicorn_worker_requests_in_flight"
+REQUESTS = "gunicorn_worker_requests_total"
+BUSY = "gunicorn_worker_busy_seconds_total"
+CPU = "gunicorn_worker_cpu_seconds_total"
+
+EVERY_KIND = [
+    {"GUNICORN_WORKER_CLASS": worker_class, "GUNICORN_PRELOAD_APP": preload}
+    for worker_class in ("gthread", "sync")
+    for preload in ("false", "true")
+]
+
+
+@pytest.fixture(scope="module", params=EVERY_KIND, ids=lambda kind: "-".join(kind.values()))
+def every_kind(request: pytest.FixtureRequest) -> Iterator[Gunicorn]:
+    with gunicorn(GUNICORN_WORKERS="2", GUNICORN_THREADS="2", **request.param) as running:
+        yield running
+
+
+@pytest.fixture
+def running() -> Iterator[Gunicorn]:
+    settings = {"GUNICORN_WORKERS": "2", "GUNICORN_THREADS": "2", "GUNICORN_GRACEFUL_TIMEOUT": "9"}
+    with gunicorn(**settings) as running:
+        yield running
+
+
+def exits(metrics: dict[str, float]) -> dict[str, float]:
+    name = "gunicorn_worker_exits_total"
+    return {reason: metrics[f'{name}{{reason="{reason}"}}'] for reason in
+            ("exit", "timeout", "signal")}  # fmt: skip
+
+
+def slots(metrics: dict[str, float], name: str) -> set[str]:
+    prefix = f'{name}{{worker="'
+    return {series[len(prefix) : -2] for series in metrics if series.startswith(prefix)}
+
+
+def assert_counters_went_on(before: dict[str, float], after: dict[str, float]) -> None:
+    for series, value in before.items():
+        if series.partition("{")[0].endswith(("_total", "_count", "_sum", "_bucket")):
+            assert after[series] >= value, series
+
+
+def replaced(running: Gunicorn, old: dict[str, int]) -> bool:
+    now = running.workers()
+    return len(now) == len(old) and not set(now.values()) & set(old.values())
+
+
+def waiting_to_be_accepted(running: Gunicorn) -> int:
+    """Return the backlog as the kernel's own table of sockets has it."""
+    address = f"0100007F:{int(running.url.rpartition(':')[2]):04X}"
+    for line in Path("/proc/net/tcp").read_text().splitlines():
+        _, local, _, state, queues, *_ = line.split()
+        if (local, state) == (address, "0A"):
+            return int(queues.partition(":")[2], 16)
+    raise LookupError(address)
+
+
+def test_saturated_workers_show_as_such(every_kind: Gunicorn) -> None:
+    running, idle = every_kind, every_kind.metrics()
+    places = int(idle["gunicorn_workers"] * idle["gunicorn_worker_threads"])
+    backlog = f'gunicorn_listen_backlog{{listener="{running.url.removeprefix("http://")}"}}'
+    assert total(idle, IN_FLIGHT) == idle[backlog] == 0
+
+    # Each worker may have taken one connection more than it has threads.
+    with running.held_requests(places + 2 + 7):
+        first = wait_for_metrics(
+            running,
+            lambda metrics: total(metrics, IN_FLIGHT) == places and metrics[backlog] >= 7,
+            "every thread is at a request, and others wait",
+        )
+        since = time.monotonic()
+        waiting = waiting_to_be_accepted(running)
+        later = wait_for_metrics(
+            running,
+            lambda metrics: total(metrics, BUSY) > total(first, BUSY) + places,
+            "a second of full load",
+        )
+        seconds = time.monotonic() - since
+        assert waiting == later[backlog] == waiting_to_be_accepted(running)
+        assert total(later, IN_FLIGHT) == places
+        assert total(later, BUSY) - total(first, BUSY) == pytest.approx(places * seconds, rel=0.3)
+
+    over = wait_for_metrics(
+        running, lambda metrics: total(metrics, REQUESTS) == total(idle, REQUESTS) + places + 9, ""
+    )
+    assert total(over, IN_FLIGHT) == over[backlog] == 0
+
+
+def test_memory_and_cpu_are_those_of_proc(every_kind: Gunicorn) -> None:
+    for _ in range(50):
+        every_kind.get()
+    metrics = every_kind.metrics()
+    workers = every_kind.workers()
+    assert len(workers) == 2
+    for slot, pid in workers.items():
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        labels = f'{{worker="{slot}"}}'
+        memory = metrics[f"gunicorn_worker_resident_memory_bytes{labels}"]
+        assert memory == pytest.approx(resident * os.sysconf("SC_PAGE_SIZE"), rel=0.05)
+        cpu_seconds = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        assert metrics[CPU + labels] == pytest.approx(cpu_seconds, abs=0.05)
+        started = metrics[f"gunicorn_worker_start_time_seconds{labels}"]
+        assert time.time() - 120 < started < time.time()
+
+
+def test_metrics_of_requests_are_those_of_the_workers(every_kind: Gunicorn) -> None:
+    before = every_kind.metrics()
+    for path in ["/"] * 5 + ["/nothing-here", "/?status=503", "/flask-health-check"]:
+        every_kind.get(path)
+    after = wait_for_metrics(
+        every_kind, lambda metrics: total(metrics, REQUESTS) == total(before, REQUESTS) + 7, ""
+    )
+    assert total(after, "flask_http_request_total") == total(after, REQUESTS)
+    assert total(after, "flask_http_request_duration_seconds_count") == total(after, REQUESTS)
+    assert after['flask_http_request_total{endpoint="unmatched",method="GET",status="404"}'] == 1
+    assert after['flask_http_request_total{endpoint="/",method="GET",status="503"}'] == 1
+    assert not any("flask-health-check" in series for series in after)
+
+
+def test_worker_killed_under_load_leaves_nothing_in_flight(running: Gunicorn) -> None:
+    with running.held_requests(4) as answers:
+        before = wait_for_metrics(running, lambda m: total(m, IN_FLIGHT) == 4, "4 in flight")
+        old = running.workers()
+        os.kill(old["1"], signal.SIGKILL)
+        after = wait_for_metrics(running, lambda m: exits(m)["signal"] == 1, "the exit is counted")
+        assert total(after, IN_FLIGHT) == 2
+        wait_until(lambda: running.workers().get("1", old["1"]) != old["1"], 10, "a replacement")
+    lost = [
+        answer for answer in answers if isinstance(answer.exception(), requests.RequestException)
+    ]
+    assert len(lost) == 2
+    last = wait_for_metrics(
+        running, lambda m: total(m, REQUESTS) == total(before, REQUESTS) + 2, ""
+    )
+    assert total(last, IN_FLIGHT) == 0
+    assert exits(last) == {"exit": 0, "timeout": 0, "signal": 1}
+    assert_counters_went_on(before, after)
+    assert_counters_went_on(after, last)
+
+
+def test_stuck_sync_worker_counts_as_timeout() -> None:
+    settings = {"GUNICORN_WORKER_CLASS": "sync", "GUNICORN_WORKERS": "1", "GUNICORN_TIMEOUT": "1"}
+    with gunicorn(**settings) as running, running.held_requests(1):
+        metrics = wait_for_metrics(running, lambda m: exits(m)["timeout"] == 1, "the timeout")
+        assert exits(metrics) == {"exit": 0, "timeout": 1, "signal": 0}
+        status_500 = 'flask_http_request_total{endpoint="unmatched",method="GET",status="500"}'
+        assert metrics[status_500] == 1  # the worker's last deed
+
+
+def test_stopped_gthread_worker_counts_as_timeout() -> None:
+    with gunicorn(GUNICORN_WORKERS="1", GUNICORN_TIMEOUT="2") as running:
+        os.kill(running.workers()["1"], signal.SIGSTOP)
+        metrics = wait_for_metrics(running, lambda m: exits(m)["timeout"] == 1, "the timeout")
+        assert exits(metrics) == {"exit": 0, "timeout": 1, "signal": 0}
+
+
+def test_reloaded_workers_share_no_slot_and_the_slots_stay_bounded(running: Gunicorn) -> None:
+    first = running.workers()
+    assert set(first) == {"1", "2"}
+    for _ in range(5):
+        running.get()
+    with running.held_requests(2):
+        before = wait_for_metrics(running, lambda m: total(m, IN_FLIGHT) == 2, "2 in flight")
+        running.signal(signal.SIGHUP)
+        both = wait_until(lambda: _at_least(running, 3), 10, "old and new side by side")
+        assert len(set(both.values())) == len(both)
+    second = wait_until(lambda: replaced(running, first) and running.workers(), 15, "new workers")
+    after = wait_for_metrics(running, lambda m: exits(m)["exit"] == 2, "the exits are counted")
+    assert exits(after) == {"exit": 2, "timeout": 0, "signal": 0}
+    assert slots(after, IN_FLIGHT) == set(second)
+    assert_counters_went_on(before, after)
+
+    running.signal(signal.SIGHUP)
+    wait_until(lambda: replaced(running, second), 15, "workers of the second reload")
+    last = wait_for_metrics(running, lambda m: exits(m)["exit"] == 4, "their exits")
+    assert slots(last, REQUESTS) <= {"1", "2", "3", "4"}
+    assert_counters_went_on(after, last)
+
+
+def _at_least(running: Gunicorn, count: int) -> dict[str, int]:
+    workers = running.workers()
+    return workers if len(workers) >= count else {}
+
+
+def test_recycled_workers_go_on_counting_in_their_slots() -> None:
+    with gunicorn(GUNICORN_WORKERS="1", GUNICORN_MAX_REQUESTS="4") as running:
+        already = total(running.metrics(), REQUESTS)
+        files = {file.name for file in running.counts.iterdir()}
+        answered = 0
+        while exits(running.metrics())["exit"] < 3:
+            answered += running.get().ok
+        metrics = wait_for_metrics(
+            running, lambda m: total(m, REQUESTS) == already + answered, "every request counted"
+        )
+        assert total(metrics, "flask_http_request_total") == already + answered
+        assert slots(metrics, REQUESTS) == {"1"}
+        assert {file.name for file in running.counts.iterdir()} == files
+        assert exits(metrics)["timeout"] == exits(metrics)["signal"] == 0
+
+
+def test_gauges_of_a_dead_worker_disappear(running: Gunicorn) -> None:
+    running.signal(signal.SIGTTOU)
+    metrics = wait_for_metrics(running, lambda m: m["gunicorn_workers"] == 1, "one worker less")
+    assert metrics["gunicorn_workers_configured"] == 1
+    (alive,) = running.workers()
+    for name in (IN_FLIGHT, "gunicorn_worker_resident_memory_bytes"):
+        assert slots(metrics, name) == {alive}
+    assert slots(metrics, REQUESTS) == slots(metrics, CPU) == {"1", "2"}
+    assert not list(running.counts.glob(f"gauge_*_{3 - int(alive)}.db"))
+
+    running.signal(signal.SIGTTIN)
+    metrics = wait_for_metrics(running, lambda m: m["gunicorn_workers"] == 2, "one worker more")
+    assert metrics["gunicorn_workers_configured"] == 2
+    assert slots(metrics, IN_FLIGHT) == {"1", "2"}
+
+
+def test_64_workers_have_a_slot_each() -> None:
+    with gunicorn(GUNICORN_WORKERS="64", GUNICORN_PRELOAD_APP="true") as running:
+        assert slots(running.metrics(), IN_FLIGHT) == {str(slot) for slot in range(1, 65)}
+        with running.held_requests(16):
+            wait_for_metrics(running, lambda m: total(m, IN_FLIGHT) == 16, "16 in flight")
+
+
+def test_killed_metrics_server_is_replaced(running: Gunicorn) -> None:
+    before, first = running.metrics(), running.metrics_server()
+    second = replace_metrics_server(running, first)
+    replace_metrics_server(running, second)
+    assert_counters_went_on(before, running.metrics())
+
+
+def replace_metrics_server(running: Gunicorn, old: int) -> int:
+    os.kill(old, signal.SIGKILL)
+    return wait_until(
+        lambda: running.metrics_server() != old and running.metrics_server(), 10, "a new server"
+    )
+
+
+def test_metrics_server_ends_with_a_killed_arbiter(running: Gunicorn) -> None:
+    server = running.metrics_server()
+    running.process.kill()
+    running.process.wait()
+    wait_until(lambda: not _is_alive(server), 10, "the metrics server has ended")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_upgraded_arbiter_goes_on_counting(running: Gunicorn) -> None:
+    running.get()
+    old, before = running.workers(), running.metrics()
+    running.signal(signal.SIGUSR2)
+    new_arbiter = wait_until(lambda: _upgraded(running), 15, "the new arbiter's workers")
+    both = wait_for_metrics(running, lambda m: m["gunicorn_workers"] == 4, "both arbiters' workers")
+    assert slots(both, IN_FLIGHT) == {"1", "2", "3", "4"}
+
+    running.signal(signal.SIGTERM)
+    assert running.process.wait(20) == 0
+    try:
+        running.get()
+        after = wait_for_metrics(running, lambda m: m["gunicorn_workers"] == 2, "the new ones only")
+        assert slots(after, IN_FLIGHT) == {"3", "4"}
+        assert exits(after)["exit"] == len(old)
+        assert_counters_went_on(before, after)
+        assert_counters_went_on(both, after)
+    finally:
+        os.kill(new_arbiter, signal.SIGTERM)
+        wait_until(lambda: not _is_alive(new_arbiter), 20, "the new arbiter has ended")
+
+
+def _upgraded(running: Gunicorn) -> int:
+    return next((child for child in running.children() if len(running.workers(child)) == 2), 0)
