@@ -48,7 +48,10 @@ APT = (
     "Debug::NoLocking=1",
 )
 
-ALERTMANAGER_SHARE = b"/usr/share/prometheus/alertmanager"
+RELOCATED = {
+    "prometheus": "/usr/share/prometheus/web",
+    "prometheus-alertmanager": "/usr/share/prometheus/alertmanager",
+}
 
 Progress = Callable[[str], None]
 
@@ -126,22 +129,30 @@ def _unpack(packages: list[str]) -> None:
     for archive in sorted(archives.glob("*.deb")):
         _run(["dpkg-deb", "-x", str(archive), str(PACKAGES)], f"{archive} could not be unpacked")
         archive.unlink()
-    _relocate_alertmanager()
+    _relocate()
 
 
-def _relocate_alertmanager() -> None:
-    """Have the unpacked Alertmanager read its own templates from its working directory.
+def _relocate() -> None:
+    """Have unpacked programs find the files of theirs whose path Debian's builds have compiled in.
 
-    Debian's build has their path compiled in and does not start without them.
+    In its place, of the same length, comes one that is relative: local/supervisord.conf starts
+    each of them in its folder. (Without its templates Alertmanager does not even start.)
     """
-    program = PACKAGES / "usr/bin/prometheus-alertmanager"
-    if program.is_file():
-        here = b"./" * (len(ALERTMANAGER_SHARE) // 2)
-        # Into a new file: the old one may be running.
-        relocated = program.with_suffix(".new")
-        relocated.write_bytes(program.read_bytes().replace(ALERTMANAGER_SHARE, here))
-        relocated.chmod(0o755)
-        relocated.replace(program)
+    for name, folder in RELOCATED.items():
+        program = PACKAGES / "usr/bin" / name
+        if program.is_file():
+            here = (b"./" * len(folder))[: len(folder)]
+            # Into a new file: the old one may be running.
+            relocated = program.with_suffix(".new")
+            relocated.write_bytes(program.read_bytes().replace(folder.encode(), here))
+            relocated.chmod(0o755)
+            relocated.replace(program)
+    # What a page needs may be installed on the system, and so was not fetched.
+    for link in (PACKAGES / "usr/share/prometheus/web/static").glob("*"):
+        if not link.exists():
+            inside = Path(os.path.normpath(link.parent / link.readlink()))
+            link.unlink()
+            link.symlink_to(Path("/", inside.relative_to(PACKAGES)))
 
 
 def _ensure_requirements(path: Path, progress: Progress) -> None:

@@ -149,8 +149,13 @@ def environment(values: dict[str, str], run: Path) -> dict[str, str]:
         "GF_PATHS_PLUGINS": str(run / "grafana" / "plugins"),
         "GF_SECURITY_ADMIN_PASSWORD": values.get("GRAFANA_ADMIN_PASSWORD", ""),
     }
-    share = PACKAGES / "usr/share/prometheus/alertmanager"
-    paths["ALERTMANAGER_DIRECTORY"] = str(share if share.is_dir() else run)
+    # See local/packages.py: where these are the unpacked ones, their files are looked for here.
+    for name, folder in (
+        ("PROMETHEUS_DIRECTORY", "web"),
+        ("ALERTMANAGER_DIRECTORY", "alertmanager"),
+    ):
+        share = PACKAGES / "usr/share/prometheus" / folder
+        paths[name] = str(share if share.is_dir() else run)
     libraries = PACKAGES / "usr" / "lib" / f"{os.uname().machine}-linux-gnu"
     if libraries.is_dir():
         paths["LD_LIBRARY_PATH"] = str(libraries)
