@@ -1,0 +1,244 @@
+"""Every request is counted once, whatever is reloaded, restarted or killed meanwhile.
+
+The stack is one of its own, with four nginx workers that write one log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import threading
+import uuid
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+
+from tests.stacks import ComposeStack, LocalStack, Stack, launch, wait_until
+
+EXPORTER = "nginx-access-exporter"
+REQUESTS = "nginx_endpoint_requests_total"
+LOG = "/var/log/nginx-metrics/access.log"
+ENOUGH = 200_000
+CONNECTIONS = 8
+# Many, since nginx with tcp_nopush holds pipelined answers back until 40 ms are over.
+PIPELINED = 200
+
+
+@pytest.fixture(scope="module")
+def four_workers(kind: str) -> Iterator[Stack]:
+    with launch(kind, {"NGINX_WORKER_PROCESSES": "4"}) as stack:
+        yield stack
+
+
+class Traffic:
+    """Clients that ask for one URL without a pause, and know how many answers they got.
+
+    Requests are pipelined. An answer that has begun is one that nginx logs: it closes a connection
+    only between two.
+    """
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._address = (parts.hostname, parts.port)
+        target = f"{parts.path}?{parts.query}"
+        self._request = f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+        self._answers = [0] * CONNECTIONS
+        self._stopped = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._ask, args=(number,)) for number in range(CONNECTIONS)
+        ]
+        self.failures: list[bytes | Exception] = []
+
+    @property
+    def answers(self) -> int:
+        """How many answers came so far."""
+        return sum(self._answers)
+
+    def __enter__(self) -> Traffic:  # noqa: D105
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:  # noqa: D105
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join()
+
+    def more(self) -> None:
+        """Wait for a sixth of all that is needed."""
+        enough = self.answers + ENOUGH // 6 + 1
+        wait_until(lambda: self.answers >= enough or self.failures, 60, "more answers")
+        assert self.failures == []
+
+    def _ask(self, number: int) -> None:
+        while not self._stopped.wait(0.01):
+            # nginx is down for a moment, or its old workers close what they have.
+            with (
+                contextlib.suppress(ConnectionError),
+                socket.create_connection(self._address, timeout=20) as connection,
+            ):
+                self._ask_until_closed(connection, number)
+
+    def _ask_until_closed(self, connection: socket.socket, number: int) -> None:
+        status = b"HTTP/1.1 200 "
+        while not self._stopped.is_set():
+            connection.sendall(self._request * PIPELINED)
+            expected = self._answers[number] + PIPELINED
+            text = b""
+            while self._answers[number] < expected:
+                try:
+                    received = connection.recv(1 << 16)
+                except TimeoutError:
+                    self.failures.append(text)  # ends with an answer that is not a 200
+                    return
+                if not received:
+                    return
+                text = text[1 - len(status) :] + received
+                self._answers[number] += text.count(status)
+
+
+def allocated(stack: Stack) -> int:
+    """Bytes of memory or disk that nginx's metrics log takes."""
+    if isinstance(stack, ComposeStack):
+        program = f"import os; print(os.stat({LOG!r}).st_blocks)"
+        return 512 * int(stack.compose("exec", "-T", EXPORTER, "python3", "-c", program))
+    assert isinstance(stack, LocalStack)
+    return 512 * (stack.run / "nginx" / "access-metrics.log").stat().st_blocks
+
+
+def kill_exporter(stack: Stack) -> None:
+    """SIGKILL; the exporter is back when this returns."""
+    killed = stack.main_process(EXPORTER)
+    stack.kill(EXPORTER, signal.SIGKILL)
+    if isinstance(stack, ComposeStack):
+        stack.start(EXPORTER)  # the engine takes a kill for an operator's wish
+    wait_until(lambda: stack.main_process(EXPORTER) not in (0, killed), 20, "a new exporter")
+    wait_until(lambda: stack.metrics(EXPORTER), 20, "its metrics")
+
+
+def value(stack: Stack, expression: str) -> float | None:
+    """The only sample of an expression, None as long as there is none."""
+    samples = stack.query(expression)
+    return samples[0]["value"] if samples else None
+
+
+def test_prometheus_computes_the_known_hit_ratio(four_workers: Stack) -> None:
+    """On a fresh stack: the series are born with this traffic."""
+    stack = four_workers
+    wait_until(
+        lambda: stack.query(f'up{{job="{EXPORTER}"}} == 1'), 30, "a first scrape of the exporter"
+    )
+    run = uuid.uuid4().hex
+    with requests.Session() as client:
+        for entry in range(10):
+            for expected in ("MISS", *["HIT"] * 6):
+                response = client.get(f"{stack.http}/cache-me?run={run}&entry={entry}", timeout=10)
+                assert response.headers["X-Cache-Status"] == expected
+        client.get(f"{stack.http}/", timeout=10)
+
+    select = '{endpoint="/cache-me"}'
+    wait_until(lambda: value(stack, f"sum({REQUESTS})") == 71, 30, "a scrape of all")
+    # An evaluation may still be one from before that scrape.
+    wait_until(
+        lambda: (
+            value(stack, f"endpoint:nginx_cache_hit:ratio_rate5m{select}")
+            == pytest.approx(60 / 70, rel=1e-9)
+        ),
+        15,
+        "a hit ratio of 6 in 7",
+    )
+    miss_ratio = value(stack, f"endpoint:nginx_cache_miss:ratio_rate5m{select}")
+    assert miss_ratio == pytest.approx(10 / 70, rel=1e-9)
+    assert stack.query('endpoint:nginx_cache_hit:ratio_rate5m{endpoint="/"}') == []
+
+
+def test_no_request_is_lost_or_counted_twice(four_workers: Stack) -> None:
+    """200,000 requests and more, through reloads, restarts and kills."""
+    stack = four_workers
+    before = stack.total(EXPORTER, REQUESTS)
+    with Traffic(f"{stack.http}/cache-me?entry={uuid.uuid4().hex}") as traffic:
+        traffic.more()
+        stack.kill("nginx-proxy", signal.SIGHUP)
+        traffic.more()
+        stack.restart(EXPORTER)
+        traffic.more()
+        kill_exporter(stack)
+        traffic.more()
+        stack.restart("nginx-proxy")
+        traffic.more()
+        kill_exporter(stack)
+        stack.kill("nginx-proxy", signal.SIGHUP)
+        traffic.more()
+    assert traffic.failures == []
+    assert traffic.answers >= ENOUGH
+
+    def counted() -> float:
+        return stack.total(EXPORTER, REQUESTS) - before
+
+    wait_until(lambda: counted() >= traffic.answers, 15, "every answer to be counted")
+    assert counted() == traffic.answers
+    assert stack.total(EXPORTER, "nginx_access_exporter_malformed_lines_total") == 0
+    assert allocated(stack) < 8_000_000
+    assert stack.total(EXPORTER, "process_resident_memory_bytes") < 64_000_000
+
+    # Counters went on where they were, so Prometheus needs no guess of what it missed.
+    total = before + traffic.answers
+    wait_until(lambda: value(stack, f"sum({REQUESTS})") == total, 20, "a scrape of all")
+    assert value(stack, f"sum(resets({REQUESTS}[10m]))") == 0
+
+
+def test_failed_and_abandoned_upstream_requests_are_counted_by_attempt(
+    four_workers: Stack,
+) -> None:
+    stack = four_workers
+
+    def counted(name: str, **labels: str) -> float:
+        return stack.total(EXPORTER, f"nginx_endpoint_{name}_total", endpoint="none", **labels)
+
+    for _ in range(3):
+        with pytest.raises(requests.ReadTimeout):
+            requests.get(f"{stack.http}/?sleep=5", timeout=0.2)
+    wait_until(lambda: counted("requests", status="499") == 3, 10, "three requests abandoned")
+    assert counted("upstream_attempts", status="none") == 3
+
+    stack.stop("flask-app")
+    try:
+        statuses = {requests.get(stack.http, timeout=20).status_code for _ in range(5)}
+    finally:
+        stack.start("flask-app")
+    assert statuses <= {502, 504}
+    wait_until(lambda: counted("requests") == 3 + 5, 10, "five failed requests")
+    failed = counted("upstream_attempts", status="502") + counted("upstream_attempts", status="504")
+    assert failed >= 5
+
+
+def test_a_full_log_costs_lines_not_answers_and_the_loss_shows(four_workers: Stack) -> None:
+    stack = four_workers
+    if not isinstance(stack, ComposeStack):
+        pytest.skip("a local stack's log is on the machine's own disk")
+
+    def in_container(script: str) -> None:
+        stack.compose("exec", "-T", "nginx-proxy", "sh", "-c", script)
+
+    ballast = LOG.replace("access.log", "ballast")
+    in_container(f"dd if=/dev/zero of={ballast} bs=1M 2>/dev/null || true")
+    before = stack.total(EXPORTER, REQUESTS)
+    url = f"{stack.http}/cache-me?entry={uuid.uuid4().hex}"
+    with Traffic(url) as traffic:
+        traffic.more()
+    wait_until(lambda: "No space left on device" in stack.logs("nginx-proxy"), 10, "a full log")
+    in_container(f"rm {ballast}")
+    unaccounted = "job:nginx_requests_unaccounted:rate5m"
+    wait_until(lambda: (value(stack, unaccounted) or 0) > 1, 30, "the loss to show")
+    counted = stack.total(EXPORTER, REQUESTS)
+    assert counted < before + traffic.answers
+
+    # The exporter is well, and so is nginx's next line, or the one after half a line.
+    for _ in range(10):
+        assert requests.get(url, timeout=10).status_code == 200
+    wait_until(lambda: stack.total(EXPORTER, REQUESTS) >= counted + 9, 10, "the next lines")
+    kill_exporter(stack)
+    assert stack.total(EXPORTER, REQUESTS) >= counted + 9
