@@ -57,7 +57,11 @@ class Gunicorn:
 
     def get(self, path: str = "/", **options: object) -> requests.Response:
         """Ask the application."""
-        return requests.get(self.url + path, timeout=60, **options)
+        return self.ask("GET", path, **options)
+
+    def ask(self, method: str, path: str, **options: object) -> requests.Response:
+        """Ask the application with this method."""
+        return requests.request(method, self.url + path, timeout=60, **options)
 
     @contextlib.contextmanager
     def held_requests(self, times: int) -> Iterator[list[Future[requests.Response]]]:

@@ -1,7 +1,9 @@
 """Keeps the metrics server running for as long as the arbiter does."""
 
 import contextlib
+import errno
 import os
+import re
 import signal
 import socket
 import sys
@@ -17,6 +19,7 @@ BIND_SECONDS = 5  # as long as gunicorn tries for its own address
 # A server that ended sooner than this after its start is started with a pause.
 SETTLED_SECONDS = 10
 PAUSE_SECONDS = 1
+HIGHEST_PORT = 65535
 
 
 class Launcher:
@@ -115,19 +118,27 @@ class Launcher:
 
 
 def _listen(bind: str) -> socket.socket:
-    host, _, port = bind.rpartition(":")
-    host = host.strip("[]")
-    if not port.isdecimal():
-        raise RuntimeError(f"GUNICORN_METRICS_BIND={bind!r}: must be HOST:PORT")
-    deadline = time.monotonic() + BIND_SECONDS
-    while True:
-        try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            return socket.create_server((host, int(port)), family=family)
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"GUNICORN_METRICS_BIND={bind!r}: {error.strerror}") from error
+    try:
+        host, port = _parse(bind)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        deadline = time.monotonic() + BIND_SECONDS
+        while True:
+            try:
+                return socket.create_server((host, port), family=family)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                    raise
             time.sleep(0.1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RuntimeError(f"GUNICORN_METRICS_BIND={bind!r}: {reason}") from error
+
+
+def _parse(bind: str) -> tuple[str, int]:
+    match = re.fullmatch(r"(?:\[([^]]+)]|([^:]+)):([0-9]{1,5})", bind)
+    if not match or int(match[3]) > HIGHEST_PORT:
+        raise ValueError("must be HOST:PORT")
+    return match[1] or match[2], int(match[3])
 
 
 def _is_tcp(listener: socket.socket) -> bool:

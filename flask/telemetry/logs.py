@@ -76,8 +76,9 @@ class RequestLog:
     and a write gives the interpreter lock to another thread, for which this one then waits.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, file: int = STDERR) -> None:
         """Start the log of this process, which is not to fork any more."""
+        self._file = file
         self._lock = threading.Lock()
         self._lines: list[str] = []
         self._bytes = 0
@@ -118,7 +119,7 @@ class RequestLog:
             self._lines.clear()
             self._bytes = 0
         if lines:
-            os.write(STDERR, lines.encode("ascii"))
+            os.write(self._file, lines.encode("ascii"))
 
     def _flush_regularly(self) -> None:
         while self._pending.wait():

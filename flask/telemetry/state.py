@@ -125,4 +125,6 @@ def _threads(cfg: Config) -> int:
         return cfg.threads
     if issubclass(cfg.worker_class, SyncWorker):
         return 1
-    raise RuntimeError(f"worker class {cfg.worker_class_str}: telemetry knows gthread and sync")
+    raise RuntimeError(
+        f"worker class {cfg.worker_class_str}: the telemetry supports gthread and sync"
+    )

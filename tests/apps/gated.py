@@ -1,6 +1,6 @@
-"""The app of faulty.py, with requests that last until the test lets them go.
+"""The app of faulty.py, with requests that last until the test lets them go, and ones that fail.
 
-`?gate=PATH` holds a request for as long as that file exists.
+`?gate=PATH` holds a request for as long as that file exists; `?raise=TEXT` logs it and raises.
 """
 
 import time
@@ -16,3 +16,11 @@ def wait_at_gate() -> None:
     gate = request.args.get("gate")
     while gate and Path(gate).exists():
         time.sleep(0.01)
+
+
+@app.before_request
+def fail() -> None:
+    """Log the argument, and raise an exception with it."""
+    if "raise" in request.args:
+        app.logger.warning("about to raise %s", request.args["raise"])
+        raise RuntimeError(request.args["raise"])

@@ -1,0 +1,58 @@
+"""The sample application's answers."""
+
+import pytest
+from app import app
+from flask.testing import FlaskClient
+
+
+@pytest.fixture
+def client() -> FlaskClient:
+    return app.test_client()
+
+
+def test_root_greets(client: FlaskClient) -> None:
+    assert client.get("/").text == "Hello World!"
+
+
+def test_cache_me_answers_304_to_a_client_that_has_it(client: FlaskClient) -> None:
+    first = client.get("/cache-me")
+    assert first.status_code == 200
+    again = client.get("/cache-me", headers={"If-None-Match": first.headers["ETag"]})
+    assert (again.status_code, again.text) == (304, "")
+    assert client.get("/cache-me", headers={"If-None-Match": '"other"'}).status_code == 200
+
+
+def test_info_tells_what_arrived(client: FlaskClient) -> None:
+    sent = {
+        "X-Real-IP": "192.0.2.1",
+        "X-Forwarded-For": "192.0.2.2",
+        "Host": "example.org",
+        "User-Agent": "curl/8",
+        "X-Request-ID": "0123abcd",
+    }
+    assert client.get("/info", headers=sent).json == {
+        "connecting_ip": "192.0.2.1",
+        "proxy_ip": "192.0.2.2",
+        "host": "example.org",
+        "user-agent": "curl/8",
+        "request_id": "0123abcd",
+    }
+
+
+def test_info_without_headers_has_nulls_and_the_socket_peer(client: FlaskClient) -> None:
+    answer = client.get("/info", headers={"User-Agent": ""}, environ_base={"HTTP_USER_AGENT": ""})
+    assert answer.status_code == 200
+    assert answer.json["proxy_ip"] is answer.json["request_id"] is None
+    assert answer.json["connecting_ip"] == "127.0.0.1"
+
+
+def test_health_check_succeeds(client: FlaskClient) -> None:
+    assert client.get("/flask-health-check").text == "success"
+
+
+@pytest.mark.parametrize(
+    ("path", "endpoint"),
+    [("/", "/"), ("/cache-me?x=1", "/cache-me"), ("/nothing-here", "unmatched")],
+)
+def test_endpoint_header_is_the_url_rule(client: FlaskClient, path: str, endpoint: str) -> None:
+    assert client.get(path).headers["X-Endpoint"] == endpoint

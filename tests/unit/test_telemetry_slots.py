@@ -1,0 +1,101 @@
+"""Slots: who gets which, and what they hold after a worker is gone."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from telemetry import slots
+
+
+@pytest.fixture
+def slot(tmp_path: Path) -> slots.Slot:
+    return slots.claim(tmp_path, threads=2)
+
+
+def reading(directory: Path, number: int = 1) -> slots.Reading:
+    return slots.read(directory / f"worker_{number}.slot")
+
+
+def test_claim_gives_the_lowest_free_slot(tmp_path: Path, slot: slots.Slot) -> None:
+    second, third = slots.claim(tmp_path, 2), slots.claim(tmp_path, 2)
+    assert (slot.number, second.number, third.number) == (1, 2, 3)
+    second.release(aborted=False, cpu_seconds=0)
+    assert slots.claim(tmp_path, 2).number == 2
+
+
+def test_slot_is_taken_until_its_worker_too_has_let_go(tmp_path: Path, slot: slots.Slot) -> None:
+    holding, release = os.pipe()
+    if not os.fork():  # a worker, whose arbiter is gone
+        os.close(release)
+        os.read(holding, 1)
+        os._exit(0)
+    slot.close()
+    assert slots.claim(tmp_path, 2).number == 2
+    os.close(release)
+    os.wait()
+    assert slots.claim(tmp_path, 2).number == 1
+
+
+def test_threads_have_places_of_their_own(slot: slots.Slot) -> None:
+    assert slot.next_thread() != slot.next_thread()
+    with pytest.raises(IndexError):
+        slot.next_thread()
+
+
+def test_request_in_flight_is_busy_time_already(tmp_path: Path, slot: slots.Slot) -> None:
+    busy = slot.next_thread()
+    slot.values[busy] -= time.monotonic() - 5
+    assert reading(tmp_path).in_flight == 1
+    assert reading(tmp_path).busy_seconds == pytest.approx(5, abs=0.5)
+    slot.values[busy] += time.monotonic()
+    assert reading(tmp_path).in_flight == 0
+    assert reading(tmp_path).busy_seconds == pytest.approx(5, abs=0.5)
+
+
+def test_killed_workers_request_is_over_and_its_time_counted(
+    tmp_path: Path, slot: slots.Slot
+) -> None:
+    slot.values[slot.next_thread()] -= time.monotonic() - 5
+    slot.release(aborted=False, cpu_seconds=1.5)
+    after = reading(tmp_path)
+    assert (after.in_flight, after.pid, after.cpu_seconds) == (0, 0, 1.5)
+    assert after.busy_seconds == pytest.approx(5, abs=0.5)
+
+
+def test_successor_of_a_worker_that_was_never_released_starts_idle(
+    tmp_path: Path, slot: slots.Slot
+) -> None:
+    slot.values[slot.next_thread() + slots.REQUESTS] += 7
+    slot.values[slot.next_thread()] -= time.monotonic() - 5
+    slot.close()
+    slots.claim(tmp_path, 2)
+    assert (reading(tmp_path).in_flight, reading(tmp_path).requests) == (0, 7)
+
+
+def test_more_threads_than_before_find_room(tmp_path: Path, slot: slots.Slot) -> None:
+    slot.values[slot.next_thread() + slots.REQUESTS] += 7
+    slot.release(aborted=False, cpu_seconds=0)
+    larger = slots.claim(tmp_path, threads=8)
+    assert len({larger.next_thread() for _ in range(8)}) == 8
+    assert reading(tmp_path).requests == 7
+
+
+@pytest.mark.parametrize(
+    ("left", "aborted", "reason"),
+    [
+        (True, False, "exit"),
+        (False, True, "timeout"),
+        (True, True, "timeout"),
+        (False, False, "signal"),
+    ],
+)
+def test_exit_is_counted_by_its_reason(
+    tmp_path: Path, slot: slots.Slot, left: bool, aborted: bool, reason: str
+) -> None:
+    if left:
+        slot.leave()
+    slot.release(aborted=aborted, cpu_seconds=0)
+    assert reading(tmp_path).exits == {"exit": 0, "timeout": 0, "signal": 0} | {reason: 1}
+    slots.claim(tmp_path, 2).release(aborted=False, cpu_seconds=0)
+    assert sum(reading(tmp_path).exits.values()) == 2
