@@ -18,7 +18,9 @@ from prometheus_client import values
 from telemetry import slots
 from telemetry.launcher import Launcher
 
+# Unset, it is a temporary directory in memory.
 DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+MEMORY = "/dev/shm"  # noqa: S108
 BIND_VARIABLE, DEFAULT_BIND = "GUNICORN_METRICS_BIND", "0.0.0.0:9200"
 # A dead arbiter's workers, which look for it every second, may hold the directory a while longer.
 LOCK_SECONDS = 5
@@ -37,9 +39,10 @@ class State:
             RuntimeError: the worker class is not supported, or another gunicorn has the directory.
         """
         self._threads = _threads(cfg)
-        self._temporary = DIRECTORY_VARIABLE not in os.environ
+        self._temporary = not os.environ.get(DIRECTORY_VARIABLE)
         if self._temporary:
-            os.environ[DIRECTORY_VARIABLE] = tempfile.mkdtemp(prefix="gunicorn-metrics-")
+            memory = MEMORY if os.access(MEMORY, os.W_OK) else None
+            os.environ[DIRECTORY_VARIABLE] = tempfile.mkdtemp(prefix="gunicorn-", dir=memory)
         self.directory = Path(os.environ[DIRECTORY_VARIABLE])
         self.directory.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)

@@ -26,14 +26,15 @@ def test_claim_gives_the_lowest_free_slot(tmp_path: Path, slot: slots.Slot) -> N
 
 def test_slot_is_taken_until_its_worker_too_has_let_go(tmp_path: Path, slot: slots.Slot) -> None:
     holding, release = os.pipe()
-    if not os.fork():  # a worker, whose arbiter is gone
+    worker = os.fork()
+    if not worker:
         os.close(release)
         os.read(holding, 1)
         os._exit(0)
-    slot.close()
+    slot.close()  # as when the arbiter ends first
     assert slots.claim(tmp_path, 2).number == 2
     os.close(release)
-    os.wait()
+    os.waitpid(worker, 0)
     assert slots.claim(tmp_path, 2).number == 1
 
 
