@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from boards.marks import MARKS
-from boards.signals import Signal, cache, monitoring, traffic, workers
+from boards.signals import Signal, cache, monitoring, traffic, upstream, workers
 
 Samples = dict[str, float]
 
@@ -119,6 +119,20 @@ def test_percentiles_and_heatmaps_of_nothing_are_nothing(prometheus: Prometheus)
     }
     prometheus.expect(query(traffic.LATENCY), {}, at="40s", given=given)
     prometheus.expect(query(traffic.LATENCY_HEATMAP), {}, at="40s", given=given)
+
+
+def test_attempts_beyond_the_first_of_a_request_are_retries(prometheus: Prometheus) -> None:
+    attempts = 'nginx_endpoint_upstream_attempts_total{endpoint="/", status="%s"}'
+    given = {
+        attempts % 200: "0+10x9",
+        attempts % 502: "0+5x9",
+        attempts % "none": "0+5x9",  # the client left before there was an answer
+        'nginx_endpoint_upstream_response_duration_seconds_count{endpoint="/"}': "0+10x9",
+    }
+    retries = next(q.expr for q in upstream.FAILURES.queries if q.legend == "retries")
+    prometheus.expect(retries, {"{}": 1}, at="40s", given=given)
+    del given[attempts % 502]
+    prometheus.expect(retries, {}, at="40s", given=given)
 
 
 def test_a_worker_is_stuck_that_holds_a_request_and_answered_none_for_a_minute(

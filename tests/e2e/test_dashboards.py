@@ -1,0 +1,424 @@
+"""The dashboards on a live stack: every query runs, and says what the traffic sent implies."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.stacks import Stack, launch, wait_until
+
+FILES = sorted((Path(__file__).parents[2] / "grafana" / "dashboards").glob("*.json"))
+DASHBOARDS: dict[str, dict[str, Any]] = {path.stem: json.loads(path.read_text()) for path in FILES}
+
+STEP = 5  # seconds; the scrape interval, below which Grafana does not go here
+GRAFANA_VALUES = {
+    "$endpoint": ".+",
+    "$instance": ".+",
+    "$__rate_interval": f"{4 * STEP}s",
+    "$__interval": f"{STEP}s",
+}
+
+# What the script below does not make happen, by panel and legend.
+NEVER_SEEN = {
+    ("Requests by cache status", "STALE"),
+    ("Requests by cache status", "UPDATING"),
+    ("Requests by cache status", "REVALIDATED"),
+    ("Requests by cache status", "EXPIRED"),
+    ("Failed attempts and retries", "retries"),
+    ("Responses by Flask", "3xx"),
+    ("Notifications", "{{integration}}"),
+    ("Notifications", "failed"),
+    ("Passed on by nginx, counted by Flask", "answered stale"),
+    ("Error budget burn", "{{slo}}"),  # recorded once a minute only: it may not be there yet
+}
+
+SLOW = 0.6  # seconds: between the bounds 0.5 and 1 of the buckets
+SLEEPERS = 6  # requests that take so long
+
+Labels = dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One query of one panel."""
+
+    dashboard: str
+    panel: dict[str, Any]
+    target: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """For the test's id."""
+        return f"{self.dashboard}-{self.panel['title']}-{self.target['refId']}"
+
+
+CASES = [
+    Case(uid, panel, target)
+    for uid, dashboard in DASHBOARDS.items()
+    for panel in dashboard["panels"]
+    for target in panel.get("targets", [])
+]
+
+
+def prepared(expression: str, values: dict[str, str]) -> str:
+    """PromQL with the dashboards' variables filled in."""
+    for name, value in (GRAFANA_VALUES | values).items():
+        expression = expression.replace(name, value)
+    assert "$__" not in expression
+    return expression
+
+
+def api(stack: Stack, path: str, **parameters: Any) -> Any:  # noqa: ANN401
+    """What Prometheus answers; fails on a query it does not accept."""
+    answer = requests.get(f"{stack.prometheus}/api/v1/{path}", params=parameters, timeout=30).json()
+    assert answer["status"] == "success", answer
+    return answer["data"]
+
+
+def over_time(stack: Stack, expression: str, start: float, end: float) -> list[dict[str, Any]]:
+    """The series of an expression, as Grafana asks for them."""
+    query = {"query": prepared(expression, {}), "start": start, "end": end, "step": STEP}
+    return api(stack, "query_range", **query)["result"]
+
+
+def series_of(stack: Stack, case: Case, start: float) -> list[dict[str, Any]]:
+    """What a panel gets for one of its queries."""
+    if case.target["instant"]:
+        return stack.query(prepared(case.target["expr"], {}))
+    return over_time(stack, case.target["expr"], start, time.time())
+
+
+@pytest.fixture(scope="module")
+def idle(kind: str) -> Iterator[Stack]:
+    """A stack of its own that nobody has asked for anything, but for health checks."""
+    with launch(kind) as stack:
+        yield stack
+
+
+# Without traffic
+
+
+def test_no_panel_of_an_idle_stack_is_empty_without_a_reason(idle: Stack) -> None:
+    started = time.time() - STEP
+
+    def unexplained() -> list[str]:
+        silent = []
+        for uid, dashboard in DASHBOARDS.items():
+            for panel in dashboard["panels"]:
+                said = panel.get("fieldConfig", {}).get("defaults", {}).get("noValue")
+                cases = [Case(uid, panel, target) for target in panel.get("targets", [])]
+                if said == "No data" and not any(series_of(idle, c, started) for c in cases):
+                    silent.append(f"{uid}: {panel['title']}")
+        return silent
+
+    # Rates need two scrapes, and rules the scrapes before them.
+    wait_until(lambda: not unexplained(), 60, f"data in {unexplained()}")
+
+
+def test_no_traffic_is_told_apart_from_zero(idle: Stack) -> None:
+    def tile(title: str) -> float:
+        (sample,) = idle.query(prepared(query_of(title), {}))
+        return sample["value"]
+
+    assert tile("Request rate") == 0
+    for title in ("Error ratio", "Cache hit ratio", "p95 latency"):
+        assert tile(title) != tile(title), title  # not a number
+
+
+# With known traffic
+
+Answers = Counter[tuple[str, int, str]]  # by endpoint, status and cache
+
+
+def count(answers: Answers, *, endpoint: str = ".*", status: str = ".*", cache: str = ".*") -> int:
+    """How many answers fit these regular expressions."""
+    wanted = (endpoint, status, cache)
+    return sum(
+        number
+        for answer, number in answers.items()
+        if all(re.fullmatch(*pair) for pair in zip(wanted, map(str, answer), strict=True))
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Traffic that is over, and all of which Prometheus knows.
+
+    Args:
+        stack: where it was.
+        everything: all answers there have been.
+        answers: those between two scrapes of every target: what a rate over that time shows.
+        started: Unix time of before the first of those scrapes.
+        ended: Unix time of after the last.
+    """
+
+    stack: Stack
+    everything: Answers
+    answers: Answers
+    started: float
+    ended: float
+
+    def values(self, title: str, legend: str = "", endpoint: str = ".+") -> dict[str, float]:
+        """What a panel's query shows by legend, with rates over the time of `answers`."""
+        expression = prepared(
+            query_of(title, legend),
+            {"$__rate_interval": self._window, "$endpoint": endpoint},
+        )
+        found = api(self.stack, "query", query=expression, time=self.ended)["result"]
+        return {named(legend, each["metric"]): float(each["value"][1]) for each in found}
+
+    def value(self, title: str, legend: str = "", endpoint: str = ".+") -> float:
+        """What a query shows that has one series."""
+        (value,) = self.values(title, legend, endpoint).values()
+        return value
+
+    def total(self, rate: float, job: str = "nginx-access-exporter") -> float:
+        """How many there were, by a rate: it is taken from the first scrape to the last."""
+        query = f'up{{job="{job}"}}[{self._window}]'
+        (scrapes,) = api(self.stack, "query", query=query, time=self.ended)["result"]
+        times = [at for at, _ in scrapes["values"]]
+        return rate * (times[-1] - times[0])
+
+    @property
+    def _window(self) -> str:
+        return f"{round((self.ended - self.started) * 1000)}ms"
+
+
+def query_of(title: str, legend: str = "") -> str:
+    """The query of the panel with that title; its first one where no legend is given."""
+    return next(
+        case.target["expr"]
+        for case in CASES
+        if case.panel["title"] == title and legend in ("", case.target["legendFormat"])
+    )
+
+
+def named(legend: str, labels: Labels) -> str:
+    """A series' name in the legend."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: labels[match[1]], legend)
+
+
+def send(stack: Stack) -> Answers:
+    """Hits, misses, errors and slow answers, and how many there were of each."""
+    seen: Answers = Counter()
+
+    def ask(times: int, endpoint: str, url: str, **options: Any) -> None:  # noqa: ANN401
+        for number in range(times):
+            answer = requests.get(stack.http + url.format(number), timeout=30, **options)
+            seen[endpoint, answer.status_code, answer.headers.get("X-Cache-Status", "NONE")] += 1
+
+    new = time.time_ns()  # makes URLs that are not in the cache yet
+    etag = requests.get(f"{stack.flask}/cache-me?new={new}", timeout=30).headers["ETag"]
+    ask(30, "/", "/")
+    ask(8, "/", "/?status=500")
+    ask(5, "unmatched", "/nowhere")
+    ask(20, "/info", "/info")
+    ask(40, "/cache-me", "/cache-me")
+    ask(3, "/cache-me", "/cache-me", headers={"If-None-Match": etag})
+    ask(10, "/cache-me", f"/cache-me?new={new}-{{}}")
+    ask(4, "/cache-me", "/cache-me", headers={"Authorization": "Basic eDp5"})
+    with ThreadPoolExecutor(SLEEPERS) as pool:
+        asked = [pool.submit(ask, 1, "/info", f"/info?sleep={SLOW}") for _ in range(SLEEPERS)]
+        for done in asked:
+            done.result()
+    return seen
+
+
+def wait_for_prometheus(stack: Stack, answers: Answers) -> float:
+    """The time at which Prometheus, rules included, knew of all that was answered before."""
+
+    def counted() -> bool:
+        found = stack.query("sum(nginx_endpoint_requests_total)")
+        return bool(found) and found[0]["value"] == answers.total()
+
+    wait_until(counted, 30, "Prometheus to know of every request")
+    for what in ("up", "endpoint:nginx_requests:rate5m"):
+        now, oldest = time.time(), f"min(timestamp({what}))"
+        wait_until(lambda: stack.query(f"{oldest} > {now}"), 30, f"{what} to be new")  # noqa: B023
+    return time.time()
+
+
+@pytest.fixture(scope="module")
+def traffic(idle: Stack) -> Traffic:
+    """The script twice, so that its series are there before the second time; then accidents."""
+    first = send(idle)
+    started = wait_for_prometheus(idle, first)
+    wait_until(lambda: idle.query(f"min(timestamp(up)) > {started}"), 30, "a scrape in between")
+    second = send(idle)
+    # nginx tries a POST once only: one worker dies of it.
+    assert requests.post(f"{idle.http}/?die={signal.SIGKILL:d}", timeout=30).status_code == 502
+    second["none", 502, "NONE"] += 1
+    idle.kill("nginx-proxy", signal.SIGHUP)
+    return Traffic(idle, first + second, second, started, wait_for_prometheus(idle, first + second))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_query_returns_series_with_the_labels_its_legend_uses(
+    case: Case, traffic: Traffic
+) -> None:
+    found = series_of(traffic.stack, case, traffic.started)
+    legend = case.target["legendFormat"]
+    if (case.panel["title"], legend) not in NEVER_SEEN:
+        assert found
+    used = set(re.findall(r"\{\{(\w+)\}\}", legend))
+    for series in found:
+        assert all(series["metric"].get(label) for label in used)
+    if not case.target["instant"] and not used:
+        assert len(found) <= 1, "series that the legend does not tell apart"
+
+
+@pytest.mark.parametrize("uid", DASHBOARDS)
+def test_every_variable_has_values(uid: str, traffic: Traffic) -> None:
+    found = {}
+    for variable in DASHBOARDS[uid]["templating"]["list"]:
+        if variable["type"] == "query":
+            asked = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["definition"])
+            values = api(traffic.stack, f"label/{asked[2]}/values", **{"match[]": asked[1]})
+            found[variable["name"]] = set(values)
+    if found:
+        assert found["endpoint"] == {"/", "/cache-me", "/info", "unmatched", "none"}
+        assert len(found["instance"]) == 1
+
+
+def test_the_reload_the_killed_worker_and_its_alert_are_marked_once(traffic: Traffic) -> None:
+    annotations = {
+        mark["name"]: mark for mark in DASHBOARDS["stack-overview"]["annotations"]["list"]
+    }
+
+    def marks(name: str) -> list[dict[str, Any]]:
+        expression = annotations[name]["target"]["expr"]
+        return over_time(traffic.stack, expression, traffic.started, time.time())
+
+    for name, label, value in (
+        ("Worker failures", "reason", "signal"),
+        ("Alerts", "alertname", "WorkerKilled"),
+        ("Reloads", "job", "nginx-proxy"),
+    ):
+        found = wait_until(
+            lambda: [each for each in marks(name) if each["metric"][label] == value],  # noqa: B023
+            20,
+            f"a mark for {value}",
+        )
+        assert [len(each["values"]) for each in found] == [1]
+        for text in ("titleFormat", "textFormat"):
+            labels = {"endpoint": ""} | found[0]["metric"]  # of alerts, only some have it
+            assert named(annotations[name][text], labels)
+
+
+def test_the_start_of_all_workers_is_marked_at_its_time(traffic: Traffic) -> None:
+    mark = DASHBOARDS["stack-overview"]["annotations"]["list"][2]
+    assert mark["useValueForTime"] == "on"
+    (series,) = over_time(
+        traffic.stack, mark["target"]["expr"], traffic.started - 60, traffic.ended
+    )
+    (at,) = {float(value) / 1000 for _, value in series["values"]}
+    assert traffic.started - 120 < at < traffic.started
+
+
+def test_requests_are_shown_by_endpoint_and_status(traffic: Traffic) -> None:
+    by_endpoint = traffic.values("Requests by endpoint", "{{endpoint}}")
+    for endpoint in ("/", "/cache-me", "/info", "unmatched"):
+        shown = traffic.total(by_endpoint[endpoint])
+        assert shown == pytest.approx(count(traffic.answers, endpoint=endpoint), rel=0.05)
+    for status in ("2xx", "3xx", "4xx", "5xx"):
+        shown = traffic.total(traffic.value("Responses by status class", status))
+        answered = count(traffic.answers, status=f"{status[0]}..", endpoint="(?!none).*")
+        assert shown == pytest.approx(answered, rel=0.05)
+
+
+def test_an_endpoint_shows_its_own_traffic_only(traffic: Traffic) -> None:
+    for endpoint in ("/", "/info"):
+        shown = traffic.total(traffic.value("Responses by status class", "2xx", endpoint))
+        answered = count(traffic.answers, endpoint=endpoint, status="2..")
+        assert shown == pytest.approx(answered, rel=0.05)
+    assert traffic.values("Responses by status class", "5xx", "/info") == {}
+
+
+def test_ratios_are_those_of_all_traffic_since_the_start(traffic: Traffic) -> None:
+    answers = traffic.everything
+    errors = count(answers, status="5..") / answers.total()
+    assert traffic.value("Error ratio") == pytest.approx(errors, rel=0.05)
+    hits = count(answers, cache="HIT") / count(answers, cache="HIT|MISS|BYPASS")
+    assert traffic.value("Cache hit ratio") == pytest.approx(hits, rel=0.02)
+    by_endpoint = traffic.values("Hit ratio by endpoint", "{{endpoint}}")
+    assert by_endpoint == {"/cache-me": pytest.approx(hits, rel=0.02)}
+
+
+def test_cache_statuses_are_those_that_clients_saw(traffic: Traffic) -> None:
+    for status in ("HIT", "MISS", "BYPASS"):
+        shown = traffic.total(traffic.value("Requests by cache status", status))
+        assert shown == pytest.approx(count(traffic.answers, cache=status), rel=0.05)
+
+
+def test_slow_answers_are_in_the_high_percentiles_only(traffic: Traffic) -> None:
+    for title, prefix in (
+        ("Upstream: connect, header, response", "header "),
+        ("Upstream: connect, header, response", "response "),
+        ("Latency clients see", ""),
+    ):
+        assert 0.5 < traffic.value(title, f"{prefix}p95", endpoint="/info") <= 1
+        assert traffic.value(title, f"{prefix}p50", endpoint="/info") < 0.5
+        assert traffic.value(title, f"{prefix}p95", endpoint="/") < 0.5
+    assert 0.5 < traffic.value("p95 latency") <= 1
+
+
+def test_flask_takes_the_time_that_it_slept_and_nginx_a_little_more(traffic: Traffic) -> None:
+    title = "The same requests, seen by nginx and by Flask"
+    slept = SLOW * SLEEPERS / count(traffic.answers, endpoint="/info")
+    flask = traffic.value(title, "seen by Flask", "/info")
+    assert slept * 0.95 < flask < slept * 1.5
+    assert flask < traffic.value(title, "seen by nginx", "/info") < slept * 2
+
+
+def test_failed_attempts_are_shown_by_status(traffic: Traffic) -> None:
+    failed = traffic.values("Failed attempts and retries", "{{status}}")
+    answered = count(traffic.answers, status="500")
+    assert traffic.total(failed["500"]) == pytest.approx(answered, rel=0.05)
+
+
+def test_the_killed_worker_is_shown_with_its_alert(traffic: Traffic) -> None:
+    exits = query_of("Worker exits", "{{reason}}")
+    (series,) = over_time(traffic.stack, exits, traffic.started, time.time())
+    assert series["metric"] == {"reason": "signal"}
+    assert {value for _, value in series["values"]} == {"1"}
+    active = traffic.stack.query(prepared(query_of("Active alerts"), {}))
+    assert "WorkerKilled" in {alert["metric"]["alertname"] for alert in active}
+    (firing,) = traffic.stack.query(prepared(query_of("Firing alerts"), {}))
+    assert firing["value"] >= 1
+
+
+def test_workers_are_shown_one_by_one(traffic: Traffic) -> None:
+    shown = traffic.values("In flight by worker", "{{worker}} · {{instance}}")
+    assert {name.split()[0] for name in shown} == {"1", "2", "3"}
+    assert set(shown.values()) == {0}
+    assert 0 < traffic.value("Worker utilisation") < 0.5
+
+
+def test_every_request_is_accounted_for(traffic: Traffic) -> None:
+    title = "Where nginx's answers come from"
+    hits = count(traffic.answers, cache="HIT")
+    assert traffic.total(traffic.value(title, "the cache")) == pytest.approx(hits, rel=0.05)
+    rest = count(traffic.answers, cache="(?!HIT).*", endpoint="(?!none).*")
+    assert traffic.total(traffic.value(title, "Flask")) == pytest.approx(rest, rel=0.05)
+
+    title = "Passed on by nginx, counted by Flask"
+    assert traffic.total(traffic.value(title, "nginx passed on")) == pytest.approx(rest, rel=0.05)
+    counted = traffic.total(traffic.value(title, "Flask counted"), "flask-app")
+    # Beside those, Flask was asked for an ETag.
+    assert counted == pytest.approx(rest + 1, rel=0.05)
+
+
+def test_all_targets_are_shown_as_up(traffic: Traffic) -> None:
+    assert set(traffic.values("Targets", "{{job}}").values()) == {1}
+    assert traffic.value("Targets down") == 0
