@@ -6,8 +6,11 @@ The stack is one of its own, with four nginx workers that write one log.
 from __future__ import annotations
 
 import contextlib
+import re
+import secrets
 import signal
 import socket
+import string
 import threading
 import uuid
 from collections.abc import Iterator
@@ -185,6 +188,32 @@ def test_no_request_is_lost_or_counted_twice(four_workers: Stack) -> None:
     total = before + traffic.answers
     wait_until(lambda: value(stack, f"sum({REQUESTS})") == total, 20, "a scrape of all")
     assert value(stack, f"sum(resets({REQUESTS}[10m]))") == 0
+
+
+def test_a_flood_of_paths_methods_and_headers_adds_no_series(four_workers: Stack) -> None:
+    stack = four_workers
+
+    def series() -> set[str]:
+        metrics = stack.metrics(EXPORTER).splitlines()
+        return {line.rpartition(" ")[0] for line in metrics if line.startswith("nginx_")}
+
+    def flood() -> set[str]:
+        """The series after 100 requests that have nothing in common."""
+        before = stack.total(EXPORTER, REQUESTS)
+        with requests.Session() as client:
+            for _ in range(100):
+                word = "".join(secrets.choice(string.ascii_uppercase) for _ in range(20))
+                headers = {"X-Endpoint": f"/{word}", f"X-{word}": word, "User-Agent": word}
+                client.request(word, f"{stack.http}/{word}?{word}", headers=headers, timeout=10)
+        wait_until(lambda: stack.total(EXPORTER, REQUESTS) == before + 100, 10, "100 requests")
+        return series()
+
+    before = series()
+    after = flood()
+    new = "".join(after - before)
+    assert set(re.findall(r'endpoint="([^"]*)"', new)) == {"unmatched"}
+    assert set(re.findall(r'method="([^"]*)"', new)) == {"OTHER"}
+    assert flood() == after
 
 
 def test_failed_and_abandoned_upstream_requests_are_counted_by_attempt(
