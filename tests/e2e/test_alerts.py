@@ -1,0 +1,315 @@
+"""Alerts, from what goes wrong to the message that tells of it and the one that says it is over.
+
+The stack runs copies of its own rules and settings in which time passes SPEED times faster: every
+`for`, window and interval is divided by it, and nothing else is changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import re
+import signal
+import socketserver
+import threading
+import uuid
+from collections.abc import Iterator
+from email import message_from_bytes, policy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from local.settings import ROOT
+from tests.stacks import Process, Stack, launch, wait_until
+
+SPEED = 10
+MILLISECONDS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+# A window or its step in an expression, an offset, and the settings that are a duration.
+DURATION = re.compile(
+    r"(?:(?<=[\[:])|(?<=offset )|(?<=for: )|(?<=interval: )|(?<=timeout: )|(?<=group_wait: ))"
+    r"(\d+)([smhd])\b"
+)
+DEADLINE = 60.0  # seconds for a message: the longest way to one takes 30 on an idle machine
+GUNICORN_TIMEOUT = 3  # seconds
+
+# A metric of an exporter or server, not a record (they have colons).
+METRIC_NAME = r"(?<![:\w])(?:nginx|flask|gunicorn|prometheus|alertmanager|scrape)_[a-z_]+\b(?!:)"
+
+Message = dict[str, Any]
+
+
+def faster(text: str) -> str:
+    """A configuration file's text with every duration divided by SPEED."""
+    return DURATION.sub(lambda found: f"{int(found[1]) * MILLISECONDS[found[2]] // SPEED}ms", text)
+
+
+def faster_configuration(folder: Path) -> dict[str, str]:
+    """Copies rules, prometheus.yml and alertmanager.yml; returns the settings that select them."""
+    source = ROOT / "prometheus"
+    (folder / "rules").mkdir()
+    for path in (*source.glob("rules/*.yml"), *source.glob("*.yml")):
+        (folder / path.relative_to(source)).write_text(faster(path.read_text()))
+    return {
+        "PROMETHEUS_RULES_DIR": str(folder / "rules"),
+        "PROMETHEUS_CONFIG": str(folder / "prometheus.yml"),
+        "ALERTMANAGER_CONFIG": str(folder / "alertmanager.yml"),
+    }
+
+
+# --- receivers -----------------------------------------------------------------------------------
+
+
+class Receivers:
+    """Servers that take Alertmanager's messages and keep them, by the path or name of each."""
+
+    def __init__(self) -> None:
+        self._messages: dict[str, list[Any]] = {"/webhook": [], "/slack": [], "mail": []}
+        self.http_port = 0
+        self.smtp_port = 0
+
+    def messages(self, receiver: str) -> list[Any]:
+        """What a receiver has got so far."""
+        return list(self._messages[receiver])
+
+    def alerts(self, name: str, status: str) -> list[Message]:
+        """The alerts of this name that the webhook was told of with this status."""
+        told = [alert for message in self.messages("/webhook") for alert in message["alerts"]]
+        return [
+            alert
+            for alert in told
+            if alert["labels"]["alertname"] == name and alert["status"] == status
+        ]
+
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[Receivers]:
+        """Serve on free ports of every address: containers come from their own network."""
+        messages = self._messages
+
+        class WebHandler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                messages[self.path].append(json.loads(body))
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+                pass
+
+        class MailHandler(socketserver.StreamRequestHandler):
+            def handle(self) -> None:
+                self.wfile.write(b"220 test\r\n")
+                for line in self.rfile:
+                    command = line[:4].upper()
+                    if command == b"DATA":
+                        self.wfile.write(b"354 go on\r\n")
+                        text = b"".join(iter(self.rfile.readline, b".\r\n"))
+                        messages["mail"].append(message_from_bytes(text, policy=policy.default))
+                    self.wfile.write(b"221 bye\r\n" if command == b"QUIT" else b"250 ok\r\n")
+
+        web = http.server.ThreadingHTTPServer(("0.0.0.0", 0), WebHandler)
+        mail = socketserver.ThreadingTCPServer(("0.0.0.0", 0), MailHandler)
+        with web, mail:
+            self.http_port, self.smtp_port = web.server_address[1], mail.server_address[1]
+            for server in (web, mail):
+                threading.Thread(target=server.serve_forever, daemon=True).start()
+            yield self
+            web.shutdown()
+            mail.shutdown()
+
+
+@pytest.fixture(scope="module")
+def receivers() -> Iterator[Receivers]:
+    with Receivers().serving() as serving:
+        yield serving
+
+
+@pytest.fixture(scope="module")
+def secrets(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of Alertmanager's settings; Alertmanager may be another user."""
+    folder = tmp_path_factory.mktemp(f"secrets-{kind}")
+    folder.chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stack(
+    kind: str, receivers: Receivers, secrets: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
+    """A stack in which time passes faster, and whose alerts go to the receivers."""
+    folder = tmp_path_factory.mktemp(f"faster-{kind}")
+    settings = faster_configuration(folder) | {
+        "ALERT_SECRETS_DIR": str(secrets),
+        "GUNICORN_TIMEOUT": str(GUNICORN_TIMEOUT),
+        "GRAFANA_URL": "https://grafana.example.com",
+        "RUNBOOKS_URL": "https://example.com/runbooks.md",
+    }
+    with launch(kind, settings) as running:
+        # Only now is it known at which address this process is reached.
+        host = running.host_address
+        for name, value in {
+            "alert_webhook_url": f"http://{host}:{receivers.http_port}/webhook",
+            "alert_slack_url": f"http://{host}:{receivers.http_port}/slack",
+            "alert_smtp_host": f"{host}:{receivers.smtp_port}",
+            "alert_smtp_require_tls": "false",
+            "alert_email_to": "team@example.com",
+            "alert_email_from": "stack@example.com",
+        }.items():
+            (secrets / name).write_text(f"{value}\n")
+        running.restart("alertmanager")
+        yield running
+
+
+# --- what happens --------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def traffic(stack: Stack, path: str, *, busting: bool = False) -> Iterator[None]:
+    """Requests for as long as the context lasts: the same path, or one that is new each time."""
+    over = threading.Event()
+
+    def run() -> None:
+        with requests.Session() as session:
+            while not over.wait(0.05):
+                query = f"?n={uuid.uuid4()}" if busting else ""
+                with contextlib.suppress(requests.RequestException):
+                    session.get(f"{stack.http}{path}{query}", timeout=10)
+
+    client = threading.Thread(target=run)
+    client.start()
+    try:
+        yield
+    finally:
+        over.set()
+        client.join()
+
+
+def told(receivers: Receivers, name: str, status: str, **labels: str) -> Message:
+    """Wait for the message; returns its alert."""
+
+    def arrived() -> Message | None:
+        for alert in receivers.alerts(name, status):
+            if labels.items() <= alert["labels"].items():
+                return alert
+        return None
+
+    return wait_until(arrived, DEADLINE, f"{name} {labels} to be told as {status}")
+
+
+def worker(stack: Stack) -> Process:
+    """One of gunicorn's workers: like the main process, of which it is a copy."""
+    arbiter, *others = stack.processes("flask-app")
+    return next(process for process in others if process.command == arbiter.command)
+
+
+def test_miss_storm_is_told_and_its_end_is(stack: Stack, receivers: Receivers) -> None:
+    with traffic(stack, "/cache-me", busting=True):
+        alert = told(receivers, "CacheMissRatioHigh", "firing")
+    assert alert["labels"] == {
+        "alertname": "CacheMissRatioHigh",
+        "endpoint": "/cache-me",
+        "job": "nginx-access-exporter",
+        "severity": "page",
+    }
+    annotations = alert["annotations"]
+    assert re.match(r"/cache-me: [\d.]+% of the requests miss", annotations["summary"])
+    assert annotations["runbook_url"] == "https://example.com/runbooks.md#cachemissratiohigh"
+    assert annotations["dashboard_url"] == (
+        "https://grafana.example.com/d/endpoint?var-endpoint=%2Fcache-me"
+    )
+    assert alert["generatorURL"].startswith(f"http://localhost:{stack.ports['PROMETHEUS_PORT']}/")
+    with traffic(stack, "/cache-me"):
+        told(receivers, "CacheMissRatioHigh", "resolved", endpoint="/cache-me")
+
+
+def test_every_receiver_hears_of_the_storm(stack: Stack, receivers: Receivers) -> None:
+    del stack
+    slack = next(
+        attachment
+        for message in receivers.messages("/slack")
+        for attachment in message["attachments"]
+        if attachment["title"] == "FIRING: CacheMissRatioHigh /cache-me"
+    )
+    assert "<https://example.com/runbooks.md#cachemissratiohigh|Runbook>" in slack["text"]
+    mail = next(
+        message
+        for message in receivers.messages("mail")
+        if message["Subject"].startswith("[FIRING:1] CacheMissRatioHigh /cache-me")
+    )
+    assert mail["To"] == "team@example.com"
+    assert (
+        "https://example.com/runbooks.md#cachemissratiohigh"
+        in mail.get_body(("html",)).get_content()
+    )
+
+
+def test_worker_that_is_killed_is_told(stack: Stack, receivers: Receivers) -> None:
+    stack.signal("flask-app", worker(stack), signal.SIGKILL)
+    alert = told(receivers, "WorkerKilled", "firing", reason="signal")
+    assert alert["labels"]["severity"] == "ticket"
+
+
+def test_worker_that_hangs_is_told(stack: Stack, receivers: Receivers) -> None:
+    stack.signal("flask-app", worker(stack), signal.SIGSTOP)
+    alert = told(receivers, "WorkerTimeouts", "firing", reason="timeout")
+    assert alert["labels"]["severity"] == "ticket"
+
+
+def test_exporter_that_stops_is_told(stack: Stack, receivers: Receivers) -> None:
+    stack.stop("nginx-access-exporter")
+    alert = told(receivers, "TargetDown", "firing", job="nginx-access-exporter")
+    assert alert["labels"]["severity"] == "page"
+    stack.start("nginx-access-exporter")
+    told(receivers, "TargetDown", "resolved", job="nginx-access-exporter")
+
+
+def test_flask_that_stops_is_told_as_one_alert(stack: Stack, receivers: Receivers) -> None:
+    before = len(receivers.messages("/webhook"))
+    with traffic(stack, "/"):
+        stack.stop("flask-app")
+        alert = told(receivers, "UpstreamDown", "firing")
+        stack.start("flask-app")
+        told(receivers, "UpstreamDown", "resolved")
+    assert alert["labels"] == {"alertname": "UpstreamDown", "severity": "page"}
+    incident = [
+        (alert["labels"]["alertname"], alert["status"])
+        for message in receivers.messages("/webhook")[before:]
+        for alert in message["alerts"]
+    ]
+    assert incident[: incident.index(("UpstreamDown", "resolved"))] == [("UpstreamDown", "firing")]
+
+
+def test_receiver_that_fails_is_told_to_the_others_without_its_secret(
+    stack: Stack, receivers: Receivers, secrets: Path
+) -> None:
+    def slack_hears_of_it() -> bool:
+        return any(
+            "AlertDeliveryFailing" in str(message) for message in receivers.messages("/slack")
+        )
+
+    # Nobody listens on port 9, "discard".
+    (secrets / "alert_webhook_url").write_text(f"http://{stack.host_address}:9/the-secret")
+    stack.restart("alertmanager")
+    stack.signal("flask-app", worker(stack), signal.SIGKILL)
+    wait_until(slack_hears_of_it, DEADLINE, "AlertDeliveryFailing to be told to Slack")
+    logs = stack.logs("alertmanager")
+    assert "webhook" in logs
+    if stack.kind == "compose":  # Alertmanager before 0.26, as in Debian 12, shows the URL
+        assert "the-secret" not in logs
+
+
+def test_metrics_that_alerts_and_runbooks_read_exist(stack: Stack) -> None:
+    with traffic(stack, "/cache-me"):
+        texts = [path.read_text() for path in (ROOT / "prometheus" / "rules").glob("*.yml")]
+        texts += re.findall(
+            r"```promql\n(.*?)```", (ROOT / "docs" / "runbooks.md").read_text(), re.DOTALL
+        )
+        names = set(re.findall(METRIC_NAME, "\n".join(texts)))
+        assert len(names) > 20
+        wait_until(
+            lambda: all(stack.query(name) for name in names),
+            DEADLINE,
+            f"Prometheus to have all of {sorted(names)}",
+        )
