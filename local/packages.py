@@ -7,6 +7,7 @@ state there too, and the packages are only unpacked. Programs already on PATH ar
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -176,18 +177,25 @@ def _ensure_venv(progress: Progress) -> Path:
         return python
     progress("making a virtual environment in .local/venv")
     shutil.rmtree(VENV, ignore_errors=True)
-    try:
-        venv.create(VENV, with_pip=True)
-    except (subprocess.CalledProcessError, ModuleNotFoundError):
-        if shutil.which("apt-get") is None:
-            raise StackError("this Python has no ensurepip: install it, or use Docker") from None
-        venv.create(VENV, with_pip=False, clear=True)
-        _unpack(["python3-pip-whl"])
-        folder = next((PACKAGES / "usr/share/python-wheels").glob("pip-*.whl"), None)
-        wheel = folder or next(Path("/usr/share/python-wheels").glob("pip-*.whl"))
+    has_pip = importlib.util.find_spec("ensurepip") is not None
+    venv.create(VENV, with_pip=has_pip)
+    if not has_pip:
+        wheel = _pip_wheel()
         _run([str(python), f"{wheel}/pip", "install", "--quiet", str(wheel)], "pip did not start")
     (VENV / "pip-works").touch()
     return python
+
+
+def _pip_wheel() -> Path:
+    """Pip as Debian packages it beside python3-venv."""
+    if shutil.which("apt-get") is None:
+        raise StackError("this Python has no ensurepip: install it, or use Docker")
+    _unpack(["python3-pip-whl"])
+    folders = (PACKAGES / "usr/share/python-wheels", Path("/usr/share/python-wheels"))
+    wheels = [wheel for folder in folders for wheel in folder.glob("pip-*.whl")]
+    if not wheels:
+        raise StackError("the package python3-pip-whl holds no pip: use Docker")
+    return wheels[0]
 
 
 def _run(command: list[str], failure: str) -> None:

@@ -19,7 +19,7 @@ def render(environment: dict[str, str]) -> None:
     """Lay out nginx's configuration folder and prometheus.yml below STACK_RUN_DIR."""
     run = Path(environment["STACK_RUN_DIR"])
     _render_nginx(environment, Path(environment["NGINX_RUN_DIR"]))
-    source = (ROOT / "prometheus" / "prometheus.yml").read_text()
+    source = Path(environment["PROMETHEUS_CONFIG"]).read_text()
     text = render_prometheus(source, container_addresses(environment), environment)
     (run / "prometheus.yml").write_text(text)
 

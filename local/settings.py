@@ -132,6 +132,7 @@ def environment(values: dict[str, str], run: Path) -> dict[str, str]:
     numbers = {name: str(number) for name, number in port.items()}
     defaults = {
         "NGINX_WORKER_PROCESSES": "auto",
+        "PROMETHEUS_CONFIG": str(ROOT / "prometheus" / "prometheus.yml"),
         "ALERTMANAGER_CONFIG": str(ROOT / "prometheus" / "alertmanager.yml"),
         "ALERT_SECRETS_DIR": str(ROOT / "prometheus" / "secrets"),
         "GRAFANA_URL": f"http://localhost:{port['GRAFANA_PORT']}",

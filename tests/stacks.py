@@ -273,7 +273,7 @@ class ComposeStack(Stack):
         self.compose("up", "--build", "--wait", *services)
 
     def down(self) -> None:
-        self.compose("down", "--volumes", "--remove-orphans", "--timeout", "5")
+        self.compose("down", "--volumes", "--rmi", "local", "--remove-orphans", "--timeout", "5")
 
     def stop(self, service: str) -> None:
         self.compose("stop", service)
