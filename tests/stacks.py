@@ -25,7 +25,7 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 from local.processes import Processes
-from local.settings import INNER_PORTS, ROOT, SERVICES
+from local.settings import INNER_PORTS, ROOT, SERVICES, settings
 
 T = TypeVar("T")
 
@@ -77,9 +77,9 @@ class Stack:
 
     kind: str
 
-    def __init__(self, settings: dict[str, str]) -> None:
+    def __init__(self, env: dict[str, str]) -> None:
         self.ports = _free_ports()
-        self.settings = TEST_SETTINGS | settings
+        self.settings = TEST_SETTINGS | env
         self.http = f"http://127.0.0.1:{self.ports['HTTP_PORT']}"
         self.prometheus = f"http://127.0.0.1:{self.ports['PROMETHEUS_PORT']}"
         self.alertmanager = f"http://127.0.0.1:{self.ports['ALERTMANAGER_PORT']}"
@@ -188,8 +188,8 @@ class LocalStack(Stack):
 
     kind = "local"
 
-    def __init__(self, settings: dict[str, str]) -> None:
-        super().__init__(settings)
+    def __init__(self, env: dict[str, str]) -> None:
+        super().__init__(env)
         # Not below the project or pytest's folders: a Unix socket's path must be short.
         self.run = Path(tempfile.mkdtemp(prefix="stack-"))
         self._processes = Processes(self.run)
@@ -243,8 +243,8 @@ class ComposeStack(Stack):
 
     kind = "compose"
 
-    def __init__(self, settings: dict[str, str]) -> None:
-        super().__init__(settings)
+    def __init__(self, env: dict[str, str]) -> None:
+        super().__init__(env)
         self.project = f"stack-test-{uuid.uuid4().hex[:8]}"
         self._addresses: dict[str, str] = {}  # asked for often, and slow to ask the engine for
 
@@ -346,11 +346,7 @@ def engine_missing() -> str:
 @functools.cache
 def _grafana_image() -> bool:
     """Whether Grafana's image is here or can be pulled."""
-    image = next(
-        line
-        for line in _run(["docker", "compose", "config", "--images"], os.environ).split()
-        if line.startswith("grafana/")
-    )
+    image = settings()["GRAFANA_IMAGE"]
     for command in (["docker", "image", "inspect", image], ["docker", "pull", "--quiet", image]):
         if subprocess.run(command, capture_output=True, check=False, timeout=600).returncode == 0:
             return True
