@@ -30,12 +30,10 @@ bind = text("GUNICORN_BIND", "0.0.0.0:8000")
 
 workers = number("GUNICORN_WORKERS", 3, least=1, most=64)
 worker_class = text("GUNICORN_WORKER_CLASS", "gthread", allowed=("gthread", "sync"))
-# Given threads, gunicorn takes gthread whatever the class says.
-threads = number("GUNICORN_THREADS", 4, least=1) if worker_class == "gthread" else 1
-# A gthread worker accepts this many connections, busy or not. The one above its threads is what
-# lets it keep an idle connection of nginx's open; each more would be a request waiting unseen
-# behind busy threads, where it should wait in the listen backlog for any worker to take it.
-worker_connections = threads + 1
+if worker_class == "gthread":
+    worker_class = "workers.FreeThreadWorker"  # which says what is wrong with gthread as it comes
+    threads = number("GUNICORN_THREADS", 4, least=1)
+    worker_connections = 2 * threads  # so many idle ones are kept open as there are threads
 preload_app = text("GUNICORN_PRELOAD_APP", "false", allowed=("true", "false")) == "true"
 
 timeout = number("GUNICORN_TIMEOUT", 60, least=0)  # seconds, as are all times here

@@ -1,13 +1,14 @@
 """A gunicorn with the project's own settings, the app of tests/apps and no nginx, for tests."""
 
 import contextlib
+import itertools
 import os
 import signal as signals
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -64,10 +65,19 @@ class Gunicorn:
         return requests.request(method, self.url + path, timeout=60, **options)
 
     @contextlib.contextmanager
-    def held_requests(self, times: int) -> Iterator[list[Future[requests.Response]]]:
-        """Send requests that last as long as the context; yield their answers to be."""
+    def held_requests(
+        self, times: int, getters: Sequence[Callable[..., requests.Response]] = (requests.get,)
+    ) -> Iterator[list[Future[requests.Response]]]:
+        """Send requests that last as long as the context; yield their answers to be.
+
+        Args:
+            times: how many.
+            getters: what sends them, by turns: the `get` of requests or of a session.
+        """
         with tempfile.NamedTemporaryFile() as gate, ThreadPoolExecutor(times) as pool:
-            yield [pool.submit(self.get, f"/?gate={gate.name}") for _ in range(times)]
+            url = f"{self.url}/?gate={gate.name}"
+            senders = itertools.islice(itertools.cycle(getters), times)
+            yield [pool.submit(get, url, timeout=60) for get in senders]
             # The file's end, then the pool's, which waits for the answers.
             gate.close()
 

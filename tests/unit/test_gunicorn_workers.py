@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -75,12 +76,11 @@ def test_saturated_workers_show_as_such(every_kind: Gunicorn) -> None:
     backlog = f'gunicorn_listen_backlog{{listener="{running.url.removeprefix("http://")}"}}'
     assert total(idle, IN_FLIGHT) == idle[backlog] == 0
 
-    # Each worker may have taken one connection more than it has threads.
-    with running.held_requests(places + 2 + 7):
+    with running.held_requests(places + 7):
         first = wait_for_metrics(
             running,
-            lambda metrics: total(metrics, IN_FLIGHT) == places and metrics[backlog] >= 7,
-            "every thread is at a request, and others wait",
+            lambda metrics: total(metrics, IN_FLIGHT) == places and metrics[backlog] == 7,
+            "every thread is at a request, and all others wait",
         )
         since = time.monotonic()
         waiting = waiting_to_be_accepted(running)
@@ -95,9 +95,19 @@ def test_saturated_workers_show_as_such(every_kind: Gunicorn) -> None:
         assert total(later, BUSY) - total(first, BUSY) == pytest.approx(places * seconds, rel=0.3)
 
     over = wait_for_metrics(
-        running, lambda metrics: total(metrics, REQUESTS) == total(idle, REQUESTS) + places + 9, ""
+        running, lambda metrics: total(metrics, REQUESTS) == total(idle, REQUESTS) + places + 7, ""
     )
     assert total(over, IN_FLIGHT) == over[backlog] == 0
+
+
+def test_idle_connections_take_no_threads_place() -> None:
+    with gunicorn(GUNICORN_WORKERS="1", GUNICORN_THREADS="4") as running, ExitStack() as sessions:
+        # Answered all at once, so that all of them are kept open.
+        idle = [sessions.enter_context(requests.Session()) for _ in range(4)]
+        with running.held_requests(4, [session.get for session in idle]):
+            wait_for_metrics(running, lambda m: total(m, IN_FLIGHT) == 4, "4 in flight")
+        with running.held_requests(4):
+            wait_for_metrics(running, lambda m: total(m, IN_FLIGHT) == 4, "4 others in flight")
 
 
 def test_memory_and_cpu_are_those_of_proc(every_kind: Gunicorn) -> None:
