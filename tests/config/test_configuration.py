@@ -65,10 +65,6 @@ def test_promtool_accepts_prometheus_configuration(rendered: dict[str, str]) -> 
     run("promtool", "check", "config", "--syntax-only", "prometheus/prometheus.yml")
 
 
-def test_promtool_rule_tests() -> None:
-    run("promtool", "test", "rules", *tracked("prometheus/tests/*.test.yml"))
-
-
 def test_only_addresses_and_rule_paths_of_prometheus_differ_locally() -> None:
     source = (ROOT / "prometheus" / "prometheus.yml").read_text()
     values = settings()
