@@ -10,6 +10,15 @@ import pytest
 from tests.stacks import Stack, engine_missing, launch
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of one stack in one process: stacks mostly wait, so several run at once."""
+    for item in items:
+        if isinstance(item, pytest.Function) and "e2e" in item.path.parts:
+            module = "shared" if "stack" in item.fixturenames else item.path.stem
+            kind = item.callspec.params.get("kind", "") if hasattr(item, "callspec") else ""
+            item.add_marker(pytest.mark.xdist_group(f"{module}-{kind}"))
+
+
 @pytest.fixture(scope="session", params=["local", "compose"])
 def kind(request: pytest.FixtureRequest) -> str:
     """How stacks are started."""
