@@ -144,8 +144,11 @@ def test_a_worker_is_stuck_that_holds_a_request_and_answered_none_for_a_minute(
         ("busy", "1x20", "0+2x20"),
         ("full", "4x20", "0+2x20"),
         ("stuck", "2x20", "5x20"),
+        ("gone", "0x20", "5x20"),  # a slot left over from a reload, which no process has
     ):
         labels = f'instance="a", worker="{worker}"'
+        if worker != "gone":
+            given[f"gunicorn_worker_start_time_seconds{{{labels}}}"] = "9x20"
         given[f"gunicorn_worker_requests_in_flight{{{labels}}}"] = in_flight
         given[f"gunicorn_worker_requests_total{{{labels}}}"] = answered
     expected = {

@@ -54,7 +54,8 @@ BUSY_WORKERS = Signal(
         Query(
             f"{IN_FLIGHT} / on (instance) group_left () gunicorn_worker_threads{SELECTED}"
             f" + {STUCK} * ({IN_FLIGHT} > bool 0)"
-            f" * (increase(gunicorn_worker_requests_total{SELECTED}[1m]) == bool 0)",
+            f" * (increase(gunicorn_worker_requests_total{SELECTED}[1m]) == bool 0)"
+            " and gunicorn_worker_start_time_seconds",
             "{{worker}} · {{instance}}",
         ),
     ),
@@ -111,6 +112,8 @@ MEMORY = Signal(
     hues=colours.WORKERS,
 )
 
+ENDED = f"instance_reason:gunicorn_worker_exits:increase1m{SELECTED}"
+
 EXITS = Signal(
     title="Worker exits",
     description=(
@@ -119,12 +122,7 @@ EXITS = Signal(
         "crashed or ran out of memory: read its log."
     ),
     unit="short",
-    queries=(
-        Query(
-            f"sum by (reason) (instance_reason:gunicorn_worker_exits:increase1m{SELECTED}) > 0",
-            "{{reason}}",
-        ),
-    ),
+    queries=(Query(f"round(sum by (reason) ({ENDED})) > 0", "{{reason}}"),),
     empty="No worker ended in this time range",
     colours=colours.EXITS,
 )
