@@ -209,11 +209,10 @@ def main() -> None:
     registry = CollectorRegistry()
     registry.register(exporter)
     ProcessCollector(registry=registry)
-    server = make_server(
-        *arguments.address, application(registry), server_class=_Server, handler_class=_Handler
-    )
+    host, port = arguments.address
+    server = make_server(host, port, application(registry), _Server, _Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    logger.info("serving on %s:%d, reading %s", *server.server_address, arguments.log_path)
+    logger.info("serving on %s:%d, reading %s", host, port, arguments.log_path)
 
     exporter.drain()
     while signal.sigtimedwait(signals, SECONDS_BETWEEN_READS) is None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -74,7 +74,7 @@ class Running:
         )
 
 
-def total(families: Iterator[Metric], name: str) -> float:
+def total(families: Iterable[Metric], name: str) -> float:
     return sum(it.value for family in families for it in family.samples if it.name == name)
 
 
@@ -255,7 +255,7 @@ def test_both_formats_say_the_same_and_promtool_has_nothing_to_add(
     modern = exporter.get(Accept="application/openmetrics-text; version=1.0.0")
     assert modern.headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
 
-    def samples(families: Iterator[Metric]) -> set[tuple[object, ...]]:
+    def samples(families: Iterable[Metric]) -> set[tuple[object, ...]]:
         return {
             (it.name, *sorted(it.labels.items()), it.value)
             for family in families

@@ -170,7 +170,12 @@ def test_a_renamed_log_is_read_until_nginx_has_left_it(
     writer.write(b"four")
     lines += read(log)
     late.write(b"three")
-    wait_until(lambda: lines.extend(read(log)) or len(lines) == 4, 5, "the new file to be read")
+
+    def all_read() -> bool:
+        lines.extend(read(log))
+        return len(lines) == 4
+
+    wait_until(all_read, 5, "the new file to be read")
     assert lines == [b"one", b"two", b"three", b"four"]
 
 
