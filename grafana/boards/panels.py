@@ -134,10 +134,13 @@ def tile(signal: Signal, *, low_is_bad: bool = False) -> Panel:
 
 def heatmap(signal: Signal) -> Panel:
     """A histogram's buckets over time."""
+    # This kind has no text of its own for when there is nothing.
+    explained = f"{signal.description} “No data” is: {signal.empty}."
     return _panel("heatmap", signal) | {
+        "description": explained,
         "targets": over_time(signal.queries, "heatmap"),
         "fieldConfig": {
-            "defaults": _defaults(signal) | {"unit": "short", "decimals": 0},
+            "defaults": {"unit": "short", "decimals": 0},
             "overrides": [],
         },
         "options": {

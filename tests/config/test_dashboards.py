@@ -32,7 +32,7 @@ UNITS = {"Bps", "bytes", "cps", "opm", "ops", "percentunit", "recps", "reqps", "
 FIXED_WINDOWS = {
     "In flight by worker": "1m",
     "Malformed lines": "5m",
-    "Failed rule evaluations": "5m",
+    "Rule failures": "5m",
     "Undelivered alerts": "5m",
 }
 
@@ -135,7 +135,10 @@ def test_panel_units_rule(panel: Panel) -> None:
 
 @each_panel
 def test_a_panel_without_data_says_so_in_words(panel: Panel) -> None:
-    assert panel["fieldConfig"]["defaults"]["noValue"]
+    if panel["type"] == "heatmap":  # which ignores noValue
+        assert "“No data” is: " in panel["description"]
+    else:
+        assert panel["fieldConfig"]["defaults"]["noValue"]
 
 
 @each_dashboard

@@ -56,9 +56,16 @@ class Signal:
     hues: Mapping[str, str] = field(default_factory=dict)
 
 
-def limit(expr: str, legend: str = "alert above") -> Query:
-    """The limit of an alert, read from the rule that the alert itself reads."""
-    return Query(expr, legend, threshold=True)
+def limit(expr: str, legend: str = "alert above", *, beside: str = "") -> Query:
+    """The limit of an alert, read from the rule that the alert itself reads.
+
+    Args:
+        expr: PromQL of the limit.
+        legend: its name.
+        beside: PromQL; where it has no result, there is no limit either, and so the panel is free
+            to say why it is empty.
+    """
+    return Query(f"{expr} and on () ({beside})" if beside else expr, legend, threshold=True)
 
 
 def rate(metric: str, selector: str) -> str:
@@ -81,12 +88,17 @@ def quantiles(metric: str, selector: str) -> tuple[Query, ...]:
 def buckets(metric: str, selector: str) -> str:
     """PromQL for a histogram's buckets over time; nothing at all without observations."""
     counts = f"sum by (le) (increase({metric}_bucket{{{selector}}}[{RATE}]))"
-    return f"{counts} and on () {rate(f'{metric}_count', selector)} > 0"
+    return f"{counts} and on () ({observed(metric, selector)})"
+
+
+def observed(metric: str, selector: str) -> str:
+    """PromQL that has a result where a histogram had observations."""
+    return f"{rate(f'{metric}_count', selector)} > 0"
 
 
 def mean(metric: str, selector: str) -> str:
     """PromQL for the mean of a histogram; nothing without observations."""
-    return f"{rate(f'{metric}_sum', selector)} / ({rate(f'{metric}_count', selector)} > 0)"
+    return f"{rate(f'{metric}_sum', selector)} / ({observed(metric, selector)})"
 
 
 def overall(ratio: str, weight: str) -> str:

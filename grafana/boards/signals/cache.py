@@ -8,6 +8,8 @@ HIT = 'cache=~"HIT|STALE|UPDATING"'
 MISS = 'cache=~"MISS|EXPIRED|BYPASS"'
 BYTES = "nginx_endpoint_response_bytes_total"
 
+HIT_RATIOS = f"endpoint:nginx_cache_hit:ratio_rate5m{{{ENDPOINT}}} >= 0"
+
 NO_LOOKUPS = "No cacheable requests in this time range"
 
 HIT_RATIO = Signal(
@@ -38,8 +40,8 @@ HIT_RATIO_BY_ENDPOINT = Signal(
     ),
     unit="percentunit",
     queries=(
-        Query(f"endpoint:nginx_cache_hit:ratio_rate5m{{{ENDPOINT}}} >= 0", "{{endpoint}}"),
-        limit("1 - threshold:cache_miss_ratio", "alert below"),
+        Query(HIT_RATIOS, "{{endpoint}}"),
+        limit("1 - threshold:cache_miss_ratio", "alert below", beside=HIT_RATIOS),
     ),
     empty=NO_LOOKUPS,
     hues=colours.ENDPOINTS,

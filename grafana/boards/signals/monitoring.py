@@ -42,6 +42,8 @@ ALERTS = Signal(
     empty="No alert is active",
 )
 
+BURN = "slo:budget_burn:ratio_rate1h"
+
 BUDGET = Signal(
     title="Error budget burn",
     description=(
@@ -51,8 +53,8 @@ BUDGET = Signal(
     ),
     unit="short",
     queries=(
-        Query("slo:budget_burn:ratio_rate1h", "{{slo}}"),
-        limit('threshold:slo_burn_rate{window="1h"}', "pages above"),
+        Query(BURN, "{{slo}}"),
+        limit('threshold:slo_burn_rate{window="1h"}', "pages above", beside=BURN),
     ),
     empty="No requests in the hour before",
     colours={"availability": colours.NEUTRAL, "latency": "purple"},
@@ -80,8 +82,10 @@ TARGETS_DOWN = Signal(
     queries=(Query("count(up) - sum(up)", "down"), limit("vector(1)")),
 )
 
+UNACCOUNTED_RATIO = "job:nginx_requests_unaccounted:ratio_rate5m"
+
 UNACCOUNTED_NOW = Signal(
-    title="Unaccounted requests",
+    title="Unaccounted",
     description=(
         "Share of the requests that nginx counted (stub_status) and the access exporter did not, "
         "over 5 minutes. Normal is about 0; red is above the alert's threshold: what is missing "
@@ -89,7 +93,7 @@ UNACCOUNTED_NOW = Signal(
     ),
     unit="percentunit",
     queries=(
-        Query("max(job:nginx_requests_unaccounted:ratio_rate5m) or vector(NaN)", "unaccounted"),
+        Query(f"max({UNACCOUNTED_RATIO}) or vector(NaN)", "unaccounted"),
         limit("threshold:requests_unaccounted_ratio"),
     ),
     empty="No traffic",
@@ -130,7 +134,7 @@ BACKLOG_NOW = Signal(
 )
 
 RULE_FAILURES = Signal(
-    title="Failed rule evaluations",
+    title="Rule failures",
     description=(
         "Evaluations of recording and alert rules that failed in the last 5 minutes. Normal is 0: "
         "a failing rule records nothing and alerts nobody. Prometheus' page *Rules* shows the "
@@ -230,8 +234,8 @@ UNACCOUNTED = Signal(
     ),
     unit="percentunit",
     queries=(
-        Query("job:nginx_requests_unaccounted:ratio_rate5m", "unaccounted"),
-        limit("threshold:requests_unaccounted_ratio"),
+        Query(UNACCOUNTED_RATIO, "unaccounted"),
+        limit("threshold:requests_unaccounted_ratio", beside=UNACCOUNTED_RATIO),
     ),
     empty="No traffic in this time range",
     colours={"unaccounted": colours.NEUTRAL},

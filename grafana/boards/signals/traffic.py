@@ -9,6 +9,7 @@ from boards.signals import (
     Signal,
     buckets,
     limit,
+    observed,
     overall,
     quantiles,
     rate,
@@ -122,7 +123,7 @@ LATENCY = Signal(
     unit="s",
     queries=(
         *quantiles(DURATION, ENDPOINT),
-        limit("threshold:request_p95_seconds", "p95 limit"),
+        limit("threshold:request_p95_seconds", "p95 limit", beside=observed(DURATION, ENDPOINT)),
     ),
     empty=NO_REQUESTS,
     colours=colours.PERCENTILES,

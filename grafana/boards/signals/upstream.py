@@ -10,6 +10,7 @@ from boards.signals import (
     buckets,
     limit,
     mean,
+    observed,
     quantile,
     rate,
     worst,
@@ -40,7 +41,7 @@ UPSTREAM_P95 = Signal(
         Query(worst("endpoint:nginx_upstream_header_duration_seconds:p95_rate5m"), "p95"),
         limit("threshold:upstream_p95_seconds"),
     ),
-    empty="No traffic",
+    empty="None upstream",
 )
 
 PHASES = Signal(
@@ -57,7 +58,11 @@ PHASES = Signal(
             for name, metric in (("connect", CONNECT), ("header", HEADER), ("response", RESPONSE))
             for level, q in (("p50", 0.5), ("p95", 0.95))
         ),
-        limit("threshold:upstream_p95_seconds", "alert: header p95 above"),
+        limit(
+            "threshold:upstream_p95_seconds",
+            "alert: header p95 above",
+            beside=observed(HEADER, ENDPOINT),
+        ),
     ),
     empty=NO_UPSTREAM,
     colours={

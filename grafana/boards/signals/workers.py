@@ -1,7 +1,7 @@
 """Whether gunicorn's workers keep up."""
 
 from boards import colours
-from boards.signals import INSTANCE, Query, Signal, limit, quantiles
+from boards.signals import INSTANCE, Query, Signal, limit, observed, quantiles
 
 SELECTED = f"{{{INSTANCE}}}"
 IN_FLIGHT = f"gunicorn_worker_requests_in_flight{SELECTED}"
@@ -61,6 +61,8 @@ BUSY_WORKERS = Signal(
     ),
 )
 
+QUEUED = "gunicorn_request_queue_duration_seconds"
+
 QUEUE = Signal(
     title="Queue time",
     description=(
@@ -69,8 +71,12 @@ QUEUE = Signal(
     ),
     unit="s",
     queries=(
-        *quantiles("gunicorn_request_queue_duration_seconds", INSTANCE),
-        limit("threshold:request_queue_p95_seconds", "alert: p95 above"),
+        *quantiles(QUEUED, INSTANCE),
+        limit(
+            "threshold:request_queue_p95_seconds",
+            "alert: p95 above",
+            beside=observed(QUEUED, INSTANCE),
+        ),
     ),
     empty="No request reached a worker in this time range",
     colours=colours.PERCENTILES,
