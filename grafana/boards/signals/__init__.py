@@ -68,7 +68,7 @@ def limit(expr: str, legend: str = "alert above", *, beside: str = "") -> Query:
     return Query(f"{expr} and on () ({beside})" if beside else expr, legend, threshold=True)
 
 
-def rate(metric: str, selector: str) -> str:
+def rate(metric: str, selector: str = "") -> str:
     """PromQL for a counter's total rate per second."""
     return f"sum(rate({metric}{{{selector}}}[{RATE}]))"
 

@@ -114,7 +114,7 @@ OFFLOAD = Signal(
     queries=(
         Query(f"endpoint:nginx_cache_offload:ratio_rate5m{{{ENDPOINT}}} >= 0", "{{endpoint}}"),
     ),
-    empty=NO_REQUESTS,
+    empty=NO_LOOKUPS,
     hues=colours.ENDPOINTS,
 )
 

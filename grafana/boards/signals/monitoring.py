@@ -6,9 +6,9 @@ from boards.signals.cache import HIT
 from boards.signals.traffic import REQUESTS
 from boards.signals.upstream import ATTEMPTS
 
-# Watchdog always fires, so that its absence is noticed; its severity is info.
 NOT_HIT = HIT.replace("=~", "!~")
 
+# Watchdog always fires, so that its absence is noticed; its severity is info.
 ACTIVE = 'severity!="info"'
 ACTIVE_FOR = "(time() - ALERTS_FOR_STATE)"
 
@@ -69,7 +69,6 @@ TARGETS = Signal(
     ),
     unit="short",
     queries=(Query("avg by (job) (up)", "{{job}}"),),
-    colours=colours.JOBS,
 )
 
 TARGETS_DOWN = Signal(
@@ -211,11 +210,9 @@ ACCOUNTS = Signal(
     unit="reqps",
     queries=(
         Query(rate(REQUESTS, HIT), "the cache"),
-        Query(rate(REQUESTS, f'{HIT.replace("=~", "!~")}, endpoint!="none"'), "Flask"),
-        Query(rate(REQUESTS, f'{HIT.replace("=~", "!~")}, endpoint="none"'), "nginx itself"),
-        Query(
-            "sum(rate(nginx_http_requests_total[$__rate_interval]))", "nginx's counter", total=True
-        ),
+        Query(rate(REQUESTS, f'{NOT_HIT}, endpoint!="none"'), "Flask"),
+        Query(rate(REQUESTS, f'{NOT_HIT}, endpoint="none"'), "nginx itself"),
+        Query(rate("nginx_http_requests_total"), "nginx's counter", total=True),
     ),
     colours={
         "the cache": colours.GOOD,
@@ -251,7 +248,7 @@ ORIGIN = Signal(
     unit="reqps",
     queries=(
         Query(rate(ATTEMPTS, 'status!~"none|502|504"'), "nginx passed on"),
-        Query(rate("flask_http_request_total", ""), "Flask counted"),
+        Query(rate("flask_http_request_total"), "Flask counted"),
         Query(rate(REQUESTS, 'cache=~"STALE|UPDATING"'), "answered stale"),
     ),
     empty="No request went to Flask in this time range",
@@ -270,8 +267,8 @@ LINES = Signal(
     ),
     unit="recps",
     queries=(
-        Query(f"sum(rate(nginx_access_exporter_lines_total[{RATE}]))", "read"),
-        Query(f"sum(rate(nginx_access_exporter_malformed_lines_total[{RATE}]))", "malformed"),
+        Query(rate("nginx_access_exporter_lines_total"), "read"),
+        Query(rate("nginx_access_exporter_malformed_lines_total"), "malformed"),
     ),
     colours={"read": colours.NEUTRAL, "malformed": colours.BAD},
 )
@@ -343,7 +340,7 @@ DISK = Signal(
 )
 
 SENT = f"sum by (integration) (rate(alertmanager_notifications_total[{RATE}]))"
-FAILED = f"sum(rate(alertmanager_notifications_failed_total[{RATE}]))"
+FAILED = rate("alertmanager_notifications_failed_total")
 
 NOTIFICATIONS = Signal(
     title="Notifications",

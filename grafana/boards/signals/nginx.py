@@ -1,7 +1,7 @@
 """nginx's connections."""
 
 from boards import colours
-from boards.signals import RATE, Query, Signal
+from boards.signals import Query, Signal, rate
 
 CONNECTIONS = Signal(
     title="Connections by state",
@@ -15,8 +15,8 @@ CONNECTIONS = Signal(
     colours=colours.CONNECTIONS,
 )
 
-ACCEPTED = f"sum(rate(nginx_connections_accepted[{RATE}]))"
-HANDLED = f"sum(rate(nginx_connections_handled[{RATE}]))"
+ACCEPTED = rate("nginx_connections_accepted")
+HANDLED = rate("nginx_connections_handled")
 
 DROPPED = Signal(
     title="Connections accepted and dropped",

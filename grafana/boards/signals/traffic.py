@@ -59,9 +59,9 @@ P95 = Signal(
     title="p95 latency",
     description=(
         "Of the slowest endpoint: 95 % of its requests were answered within this time, over 5 "
-        "minutes, as nginx measured it: client's network included, queueing included. Red is "
-        "above the alert's threshold. Click an endpoint in *Traffic* to see which part of the way "
-        "is slow."
+        "minutes, as nginx measured it, the client's network and queueing included. Red is above "
+        "the limit of prometheus/rules/thresholds.yml. Click an endpoint in *Traffic* to see "
+        "which part of the way is slow."
     ),
     unit="s",
     queries=(
@@ -117,8 +117,8 @@ LATENCY = Signal(
     description=(
         "Time from the first byte of the request to the last byte of the response, at nginx. p50 "
         "is the usual case, p99 the unlucky one. Where p99 leaves p50 behind, look at *Upstream* "
-        "and *Workers*; where all rise together, at the cache. The alert watches the p95 of each "
-        "endpoint."
+        "and *Workers*; where all rise together, at the cache. The line is the limit for an "
+        "endpoint's p95."
     ),
     unit="s",
     queries=(
@@ -132,8 +132,9 @@ LATENCY = Signal(
 LATENCY_HEATMAP = Signal(
     title="Latency distribution",
     description=(
-        "How many requests took how long; the darker, the more. Two bands are normal for a cached "
-        "endpoint: hits below, misses above. A band that climbs is an upstream that slows down."
+        "How many requests took how long; the stronger the colour, the more. Two bands are normal "
+        "for a cached endpoint: hits below, misses above. A band that climbs is an upstream that "
+        "slows down."
     ),
     unit="s",
     queries=(Query(buckets(DURATION, ENDPOINT), "{{le}}"),),

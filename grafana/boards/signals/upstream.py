@@ -78,14 +78,16 @@ PHASES = Signal(
 HEADER_HEATMAP = Signal(
     title="Upstream header time",
     description=(
-        "How many requests waited how long for Flask's first byte; the darker, the more. One "
-        "steady band is normal. A second band above it is a slow endpoint or a stuck worker; a "
-        "smear upwards is queueing."
+        "How many requests waited how long for Flask's first byte; the stronger the colour, the "
+        "more. One steady band is normal. A second band above it is a slow endpoint or a stuck "
+        "worker; a smear upwards is queueing."
     ),
     unit="s",
     queries=(Query(buckets(HEADER, ENDPOINT), "{{le}}"),),
     empty=NO_UPSTREAM,
 )
+
+FAILED = f'{ATTEMPTS}{{{ENDPOINT}, status=~"5.."}}'
 
 FAILURES = Signal(
     title="Failed attempts and retries",
@@ -96,14 +98,14 @@ FAILURES = Signal(
     ),
     unit="ops",
     queries=(
-        Query(
-            f'sum by (status) (rate({ATTEMPTS}{{{ENDPOINT}, status=~"5.."}}[{RATE}]))',
-            "{{status}}",
-        ),
+        Query(f"sum by (status) (rate({FAILED}[{RATE}]))", "{{status}}"),
         Query(f"round({SENT} - {rate(f'{RESPONSE}_count', ENDPOINT)}, 0.001) > 0", "retries"),
-        limit(f"threshold:upstream_failure_ratio * on () {SENT} > 0"),
+        limit(
+            f"threshold:upstream_failure_ratio * on () {SENT}",
+            beside=f"rate({FAILED}[{RATE}])",
+        ),
     ),
-    empty=NO_UPSTREAM,
+    empty="No attempt failed in this time range",
     colours=colours.FAILURES | {"retries": colours.WAITED},
 )
 

@@ -29,9 +29,9 @@ UTILISATION = Signal(
 UTILISATION_BY_INSTANCE = Signal(
     title="Worker utilisation",
     description=(
-        "Share of the workers' threads that were busy, over 1 minute, by replica. Under the line "
-        "is room; at 100 % every further request waits. One replica far above the others: is one "
-        "of its workers stuck?"
+        "Share of the workers' threads that were busy, over 1 minute, by replica (the alert looks "
+        "at 5). Under the line is room; at 100 % every further request waits. One replica far "
+        "above the others: is one of its workers stuck?"
     ),
     unit="percentunit",
     queries=(
@@ -88,8 +88,8 @@ BACKLOG = Signal(
     title="Listen backlog",
     description=(
         "Connections that the kernel holds because no worker has accepted them, and how many it "
-        "can hold; the scale is logarithmic. Normal is 0. At the limit new connections are "
-        "refused, and nginx answers 502."
+        "can hold; the scale is logarithmic. Normal is 0. At the limit the kernel drops new "
+        "connections, and nginx's attempts time out."
     ),
     unit="short",
     queries=(
