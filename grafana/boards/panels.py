@@ -196,6 +196,8 @@ def alerts(signal: Signal) -> Panel:
         "fieldConfig": {
             "defaults": _defaults(signal) | {"custom": {"minWidth": 100}},
             "overrides": [
+                # The text for an empty table would stand in each empty cell, too.
+                _matching("/.*/", {"noValue": " "}),
                 _named("severity", narrow),
                 _named("alert", {"links": [_to_alerts()]}),
                 _named(
