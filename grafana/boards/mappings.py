@@ -34,7 +34,7 @@ WORKER_STATES = [
     exactly({"0": ("idle", colours.IDLE)}),
     between(STUCK, None, colours.BAD, "stuck"),
     between(1, STUCK, colours.WAITED, "full"),
-    between(0, 1, colours.NEUTRAL),
+    between(0, 1, colours.NEUTRAL, "working"),
 ]
 
 # Of the share of a job's targets that are up.
@@ -44,5 +44,5 @@ TARGET_STATES = [
 ]
 
 ALERT_STATES = [
-    exactly({"firing": ("firing", colours.BAD), "pending": ("pending", colours.WARNING)}),
+    exactly({"firing": ("firing", colours.BAD), "pending": ("pending", "dark-yellow")}),
 ]

@@ -72,7 +72,7 @@ def overview() -> dict[str, Any]:
                 line(
                     8,
                     timeseries(workers.UTILISATION_BY_INSTANCE, most=1),
-                    states(workers.BUSY_WORKERS, WORKER_STATES),
+                    states(workers.BUSY_WORKERS, WORKER_STATES, texts=False),
                     widths=(8, 16),
                 ),
                 line(

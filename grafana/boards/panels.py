@@ -156,8 +156,14 @@ def heatmap(signal: Signal) -> Panel:
     }
 
 
-def states(signal: Signal, mappings: Sequence[Mapping]) -> Panel:
-    """A strip per series, in the colour and with the text that its value maps to."""
+def states(signal: Signal, mappings: Sequence[Mapping], *, texts: bool = True) -> Panel:
+    """A strip per series, in the colour that its value maps to.
+
+    Args:
+        signal: what to draw.
+        mappings: colour and text of the values.
+        texts: write them on the strips; else, where states are too short for it, in a legend.
+    """
     field = {
         "color": {"mode": "fixed", "fixedColor": colours.IDLE},
         "mappings": list(mappings),
@@ -167,11 +173,11 @@ def states(signal: Signal, mappings: Sequence[Mapping]) -> Panel:
         "targets": over_time(signal.queries),
         "fieldConfig": {"defaults": _defaults(signal) | field, "overrides": []},
         "options": {
-            "showValue": "auto",
+            "showValue": "auto" if texts else "never",
             "rowHeight": 0.8,
             "mergeValues": True,
             "alignValue": "left",
-            "legend": LEGEND | {"showLegend": False},
+            "legend": LEGEND | {"showLegend": not texts},
             "tooltip": {"mode": "single", "sort": "none"},
         },
     }

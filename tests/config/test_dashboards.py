@@ -30,7 +30,7 @@ UNITS = {"Bps", "bytes", "cps", "opm", "ops", "percentunit", "recps", "reqps", "
 
 # Windows that are part of what the signal means, whatever the time range.
 FIXED_WINDOWS = {
-    "In flight by worker": "1m",
+    "In flight by worker": "30s",
     "Malformed lines": "5m",
     "Rule failures": "5m",
     "Undelivered alerts": "5m",

@@ -135,7 +135,7 @@ def test_attempts_beyond_the_first_of_a_request_are_retries(prometheus: Promethe
     prometheus.expect(retries, {}, at="40s", given=given)
 
 
-def test_a_worker_is_stuck_that_holds_a_request_and_answered_none_for_a_minute(
+def test_a_worker_is_stuck_that_holds_a_request_and_answered_none_for_half_a_minute(
     prometheus: Prometheus,
 ) -> None:
     given = {'gunicorn_worker_threads{instance="a"}': "4x20"}

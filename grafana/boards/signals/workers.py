@@ -6,7 +6,7 @@ from boards.signals import INSTANCE, Query, Signal, limit, observed, quantiles
 SELECTED = f"{{{INSTANCE}}}"
 IN_FLIGHT = f"gunicorn_worker_requests_in_flight{SELECTED}"
 
-# Added to the load of a worker that answered nothing for a minute while it held requests.
+# Added to the load of a worker that answered nothing for half a minute while it held requests.
 STUCK = 1000
 
 UTILISATION = Signal(
@@ -44,17 +44,17 @@ UTILISATION_BY_INSTANCE = Signal(
 BUSY_WORKERS = Signal(
     title="In flight by worker",
     description=(
-        "Share of each worker's threads that are working on a request: grey is idle, blue is "
-        "working, orange is full. Red is stuck: it holds requests and has answered none for a "
-        "minute. gunicorn kills it after its timeout; take a stack dump before "
-        "(docs/runbooks.md)."
+        "What each worker's threads are doing: nothing (grey), working on requests (blue), all "
+        "working (orange). Red is stuck: the worker holds requests and has answered none for half "
+        "a minute. If it does not come back, gunicorn ends it after its timeout; take a stack "
+        "dump before (docs/runbooks.md)."
     ),
     unit="percentunit",
     queries=(
         Query(
             f"{IN_FLIGHT} / on (instance) group_left () gunicorn_worker_threads{SELECTED}"
             f" + {STUCK} * ({IN_FLIGHT} > bool 0)"
-            f" * (increase(gunicorn_worker_requests_total{SELECTED}[1m]) == bool 0)"
+            f" * (increase(gunicorn_worker_requests_total{SELECTED}[30s]) == bool 0)"
             " and gunicorn_worker_start_time_seconds",
             "{{worker}} · {{instance}}",
         ),
