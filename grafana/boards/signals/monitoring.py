@@ -325,18 +325,21 @@ STORED = Signal(
     colours={"series": colours.NEUTRAL},
 )
 
+# What the limit counts: blocks, and what is not in a block yet.
+STORAGE = "storage_blocks|wal_storage_size|head_chunks_storage_size"
+
 DISK = Signal(
     title="Prometheus' disk space",
     description=(
-        "Size of Prometheus' blocks on disk, and the limit at which it deletes the oldest. It "
-        "rises until it is level. PROMETHEUS_RETENTION_SIZE sets the limit."
+        "Size of Prometheus' data on disk, and the limit at which it deletes the oldest. It rises "
+        "until it is level. PROMETHEUS_RETENTION_SIZE sets the limit."
     ),
     unit="bytes",
     queries=(
-        Query("sum(prometheus_tsdb_storage_blocks_bytes)", "blocks"),
+        Query(f'sum({{__name__=~"prometheus_tsdb_({STORAGE})_bytes"}})', "used"),
         limit("max(prometheus_tsdb_retention_limit_bytes) > 0", "deletes above"),
     ),
-    colours={"blocks": colours.NEUTRAL},
+    colours={"used": colours.NEUTRAL},
 )
 
 SENT = f"sum by (integration) (rate(alertmanager_notifications_total[{RATE}]))"
