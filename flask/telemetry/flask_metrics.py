@@ -1,23 +1,22 @@
 """The one line in the application: prometheus-flask-exporter, with its defaults measured cheaper.
 
-The library's decorators and the metrics made with them work as documented there. Its default
-metrics keep their names, but are measured once a request, from gunicorn's hooks, instead of in
-three functions that Flask calls.
+The library's decorators and the metrics made with them work as documented there. Of its default
+metrics it counts the exceptions; requests and durations, under its names, are measured in
+gunicorn's hooks instead of in three functions that Flask calls for every request.
 """
 
 from collections.abc import Callable, Iterable
 from functools import cache
-from http import HTTPMethod
 from typing import Any
 from urllib.parse import quote
 
 from flask import Flask, Request, got_request_exception, request
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter
 from prometheus_flask_exporter import PrometheusMetrics
 
-from telemetry.recorder import BUCKETS, ENDPOINT_KEY, METRICS_KEY, UNMATCHED
+from telemetry.recorder import ENDPOINT_KEY, METHODS
 
-METHODS = frozenset(method.value for method in HTTPMethod)
+UNMATCHED = "unmatched"
 
 
 class FlaskMetrics(PrometheusMetrics):
@@ -37,7 +36,6 @@ class FlaskMetrics(PrometheusMetrics):
             excluded_paths: regular expressions of paths that are not counted.
             registry: where the metrics are registered.
         """
-        self._observed: dict[tuple[str, str, int], Histogram] = {}
         super().__init__(app, path=None, excluded_paths=excluded_paths, registry=registry)
 
     def init_app(self, app: Flask) -> None:
@@ -46,18 +44,11 @@ class FlaskMetrics(PrometheusMetrics):
         app.wsgi_app = _Instrumented(app.wsgi_app, self)
 
     def export_defaults(self, *_args: object, app: Flask, **_options: object) -> None:
-        """Define the library's default metrics; its http_request_total is added at each scrape."""
+        """Define those of the default metrics that are not the recorder's."""
         self.info(
             "flask_exporter_info",
             "Information about the Prometheus Flask exporter",
             version=self.version,
-        )
-        self._duration = Histogram(
-            "flask_http_request_duration_seconds",
-            "Flask HTTP request duration in seconds",
-            ("method", "endpoint", "status"),
-            buckets=BUCKETS,
-            registry=self.registry,
         )
         self._exceptions = Counter(
             "flask_http_request_exceptions_total",
@@ -66,16 +57,6 @@ class FlaskMetrics(PrometheusMetrics):
             registry=self.registry,
         )
         got_request_exception.connect(self._count_exception, app)
-
-    def observe(self, method: str, endpoint: str, status: int, duration: float) -> None:
-        """Count a request that took `duration` seconds."""
-        if method not in METHODS:
-            method = "OTHER"
-        key = (method, endpoint, status)
-        histogram = self._observed.get(key)
-        if histogram is None:
-            histogram = self._observed[key] = self._duration.labels(*key)
-        histogram.observe(duration)
 
     def note(self, environ: dict[str, Any]) -> str:
         """Note for the recorder which endpoint took the request, and return it.
@@ -89,6 +70,7 @@ class FlaskMetrics(PrometheusMetrics):
         return endpoint
 
     def _is_counted(self, flask_request: Request) -> bool:
+        # Set by the library's decorators.
         if hasattr(flask_request, "prom_do_not_track") or hasattr(
             flask_request, "prom_exclude_all"
         ):
@@ -108,15 +90,16 @@ class _Instrumented:
 
     def __init__(self, wsgi_app: Callable[..., Iterable[bytes]], metrics: FlaskMetrics) -> None:
         self._wsgi_app = wsgi_app
-        self._metrics = metrics
+        self._note = metrics.note
 
     def __call__(
         self, environ: dict[str, Any], start_response: Callable[..., object]
     ) -> Iterable[bytes]:
-        environ[METRICS_KEY] = metrics = self._metrics
+        environ[ENDPOINT_KEY] = UNMATCHED
+        note = self._note
 
         def start(status: str, headers: list[tuple[str, str]], *exc_info: object) -> object:
-            headers.append(("X-Endpoint", metrics.note(environ)))
+            headers.append(("X-Endpoint", note(environ)))
             return start_response(status, headers, *exc_info)
 
         return self._wsgi_app(environ, start)

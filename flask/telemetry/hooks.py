@@ -78,7 +78,7 @@ def post_fork(server: Arbiter, worker: Worker) -> None:
         sibling.slot.close()
     server.telemetry.forget()
     worker.slot.occupy()
-    worker.recorder = Recorder(worker, worker.slot)
+    worker.recorder = Recorder(worker, worker.slot, server.telemetry.directory)
 
 
 def pre_request(worker: Worker, req: Request) -> None:

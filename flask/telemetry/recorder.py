@@ -9,33 +9,24 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from http import HTTPMethod
+from pathlib import Path
+from typing import Any
 
 from gunicorn.http.message import Request
 from gunicorn.http.wsgi import Response
 from gunicorn.workers.base import Worker
-from prometheus_client import Histogram
 
 from telemetry.forwarded import drop_untrusted
-from telemetry.logs import RequestLog
+from telemetry.histogram import Histogram, HistogramFile
+from telemetry.logs import RequestLine, RequestLog
 from telemetry.slots import REQUESTS, Slot
 
-# Seconds. The same for all latencies of this project; nginx logs milliseconds.
-BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+# Where a Flask application leaves the endpoint in the WSGI environ; None: not to be counted.
+ENDPOINT_KEY = "telemetry.endpoint"
+METHODS = frozenset(method.value for method in HTTPMethod)
 # A request that waited longer was given up by any proxy: its start is not to be believed.
 LONGEST_QUEUE_SECONDS = 600
-# What the application leaves in the WSGI environ: its Metrics, and the endpoint that took the
-# request, None where it is not to be counted.
-METRICS_KEY = "telemetry.metrics"
-ENDPOINT_KEY = "telemetry.endpoint"
-UNMATCHED = "unmatched"
-
-
-class Metrics(Protocol):
-    """What an application does with its measured requests."""
-
-    def observe(self, method: str, endpoint: str, status: int, duration: float) -> None:
-        """Count a request that took `duration` seconds."""
 
 
 class _Thread(threading.local):
@@ -47,50 +38,56 @@ class _Thread(threading.local):
 
 
 class Recorder:
-    """Counts the requests of one worker into its slot, its metrics and its log."""
+    """Counts the requests of one worker into its slot, its histograms and its log."""
 
-    def __init__(self, worker: Worker, slot: Slot) -> None:
+    def __init__(self, worker: Worker, slot: Slot, directory: Path) -> None:
         """Make the recorder of `worker`, in its own process."""
         self._slot = slot
         self._values = slot.values
         self._thread = _Thread()
-        self._trusted = tuple(worker.cfg.forwarded_allow_ips)
+        allowed = worker.cfg.forwarded_allow_ips
+        self._allowed = None if "*" in allowed else tuple(allowed)
         self._log = RequestLog() if worker.log.error_log.isEnabledFor(logging.INFO) else None
-        self._queue_duration = Histogram(
+        self._file = HistogramFile(directory / f"histogram_requests_{slot.number}.db")
+        self._durations: dict[tuple[str, str, int], Histogram] = {}
+        self._queue_durations = self._file.histogram(
             "gunicorn_request_queue_duration_seconds",
             "From the proxy passing a request on (X-Request-Start) to a worker starting on it",
-            buckets=BUCKETS,
+            {},
         )
 
     def begin(self, request: Request) -> None:
         """Note that the calling thread starts on a request."""
-        drop_untrusted(request, self._trusted)
+        if self._allowed is not None:
+            drop_untrusted(request, self._allowed)
         thread = self._thread
-        if not thread.offset:
-            thread.offset = self._slot.next_thread()
+        offset = thread.offset
+        if not offset:
+            offset = thread.offset = self._slot.next_thread()
         thread.started_at = time.time()
         thread.started = started = time.monotonic()
         # Below zero while a request runs: one float, written whole, says how long and whether.
-        self._values[thread.offset] -= started
+        self._values[offset] -= started
 
     def end(self, request: Request, environ: Mapping[str, Any], response: Response | None) -> None:
         """Note that the calling thread is done with the request, and count it."""
         thread = self._thread
+        offset = thread.offset
         ended = time.monotonic()
-        self._values[thread.offset] += ended
-        endpoint = environ.get(ENDPOINT_KEY, UNMATCHED)
+        self._values[offset] += ended
+        endpoint = environ.get(ENDPOINT_KEY, "")
         if endpoint is None:
             return
-        self._values[thread.offset + REQUESTS] += 1
+        self._values[offset + REQUESTS] += 1
         status, duration = _status(response), ended - thread.started
-        metrics: Metrics | None = environ.get(METRICS_KEY)
-        if metrics:
-            metrics.observe(request.method, endpoint, status, duration)
+        if endpoint:
+            self._observe_duration(request.method, endpoint, status, duration)
+        started_at = thread.started_at
         if proxied := environ.get("HTTP_X_REQUEST_START"):
-            self._observe_queue(proxied, thread.started_at)
+            self._observe_queue(proxied, started_at)
         if self._log:
-            self._log.write(
-                thread.started_at,
+            line = RequestLine(
+                started_at,
                 environ.get("HTTP_X_REQUEST_ID"),
                 request.method,
                 request.path,
@@ -99,6 +96,21 @@ class Recorder:
                 duration,
                 self._slot.number,
             )
+            self._log.write(line)
+
+    def _observe_duration(self, method: str, endpoint: str, status: int, seconds: float) -> None:
+        if method not in METHODS:
+            method = "OTHER"
+        key = (method, endpoint, status)
+        histogram = self._durations.get(key)
+        if histogram is None:
+            # Named and described as by prometheus-flask-exporter.
+            histogram = self._durations[key] = self._file.histogram(
+                "flask_http_request_duration_seconds",
+                "Flask HTTP request duration in seconds",
+                {"method": method, "endpoint": endpoint, "status": str(status)},
+            )
+        histogram.observe(seconds)
 
     def _observe_queue(self, proxied: str, started_at: float) -> None:
         """Count the time since nginx's $msec, unless it is no time, in the future, or absurd."""
@@ -107,7 +119,7 @@ class Recorder:
         except ValueError:
             return
         if 0 <= seconds <= LONGEST_QUEUE_SECONDS:
-            self._queue_duration.observe(seconds)
+            self._queue_durations.observe(seconds)
 
 
 def _status(response: Response | None) -> int:
