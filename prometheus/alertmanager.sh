@@ -10,13 +10,21 @@ umask 077    # the result holds secrets
 here=$(dirname "$0")
 result=${ALERTMANAGER_RUNTIME_CONFIG:-/tmp/alertmanager.yml}
 
+refuse() {
+    echo "alertmanager.sh: $1" >&2
+    exit 1
+}
+
 read_secrets() {
     folder=${ALERT_SECRETS_DIR:-/run/secrets}
     for path in "$folder" "$folder"/alert_*; do
         if [ -e "$path" ] && [ ! -r "$path" ]; then
-            echo "alertmanager.sh: user $(id -u) may not read $path: chmod a+rX it" >&2
-            exit 1
+            refuse "user $(id -u) may not read $path: chmod a+rX it"
         elif [ -f "$path" ]; then
+            # Alertmanager would print what is no URL.
+            case $path in
+            *_url) grep -Eqx 'https?://[^[:space:]]+' "$path" || refuse "there is no URL in $path" ;;
+            esac
             # In YAML, a quote within single quotes is written twice.
             export "$(basename "$path" | tr '[:lower:]' '[:upper:]')=$(sed "s/'/''/g" "$path")"
         fi

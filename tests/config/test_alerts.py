@@ -252,6 +252,16 @@ def test_email_that_is_set_by_half_ends_the_start(started: Callable[..., str]) -
         started("true", env=EMAIL | {"ALERT_SMTP_HOST": ""})
 
 
+@pytest.mark.parametrize("text", ["hooks.example.com/secret", "https://example.com/a secret"])
+def test_url_that_is_none_ends_the_start_and_is_not_shown(
+    started: Callable[..., str], text: str
+) -> None:
+    with pytest.raises(AssertionError, match="there is no URL in ") as failure:
+        started("true", secrets={"alert_slack_url": text})
+    assert "alert_slack_url" in str(failure.value)
+    assert text not in str(failure.value)
+
+
 @pytest.mark.parametrize("unreadable", ["", "alert_slack_url"], ids=["folder", "file"])
 def test_secret_that_may_not_be_read_ends_the_start(unreadable: str) -> None:
     script = PROMETHEUS / "alertmanager.sh"
