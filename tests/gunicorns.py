@@ -36,6 +36,8 @@ class Gunicorn:
             "PYTHONPATH": str(ROOT / "tests" / "apps"),
             "WSGI_APP": "gated:app",
             "GUNICORN_BIND": f"127.0.0.1:{port}",
+            # A worker that is told to end just as it boots may not notice.
+            "GUNICORN_GRACEFUL_TIMEOUT": "5",
             "GUNICORN_METRICS_BIND": f"127.0.0.1:{metrics_port}",
             "PROMETHEUS_MULTIPROC_DIR": str(self.counts),
             **settings,
@@ -81,12 +83,15 @@ class Gunicorn:
             # The file's end, then the pool's, which waits for the answers.
             gate.close()
 
+    def scrape(self) -> str:
+        """Return the metrics as Prometheus gets them."""
+        return requests.get(self._metrics_url, timeout=10).text
+
     def metrics(self) -> dict[str, float]:
         """Return the samples of a scrape by their name and labels: `name{label="value"}`."""
-        text = requests.get(self._metrics_url, timeout=10).text
         return {
             _series(sample.name, sample.labels): sample.value
-            for family in text_string_to_metric_families(text)
+            for family in text_string_to_metric_families(self.scrape())
             for sample in family.samples
         }
 

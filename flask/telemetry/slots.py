@@ -73,10 +73,12 @@ class Slot:
         self.values[CPU_SECONDS] += cpu_seconds
         self.values[EXITS[REASONS.index(reason)]] += 1
         self._settle()
+        # Closing alone would not do: a worker being forked right now has the open file, too.
+        fcntl.flock(self._file, fcntl.LOCK_UN)
         self.close()
 
     def close(self) -> None:
-        """Let go of the file; the slot is free when the last process has."""
+        """Let go of the file; without a release, the slot is free when the last process has."""
         self.values.release()
         self._map.close()
         os.close(self._file)

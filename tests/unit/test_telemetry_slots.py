@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,17 +25,29 @@ def test_claim_gives_the_lowest_free_slot(tmp_path: Path, slot: slots.Slot) -> N
     assert slots.claim(tmp_path, 2).number == 2
 
 
-def test_slot_is_taken_until_its_worker_too_has_let_go(tmp_path: Path, slot: slots.Slot) -> None:
+@pytest.fixture
+def forked(slot: slots.Slot) -> Iterator[None]:  # noqa: ARG001  it is open when this forks
+    """Have the slot's file open in another process, as a worker that was forked has."""
     holding, release = os.pipe()
-    worker = os.fork()
-    if not worker:
+    pid = os.fork()
+    if not pid:
         os.close(release)
         os.read(holding, 1)
         os._exit(0)
-    slot.close()  # as when the arbiter ends first
-    assert slots.claim(tmp_path, 2).number == 2
+    yield
     os.close(release)
-    os.waitpid(worker, 0)
+    os.waitpid(pid, 0)
+
+
+@pytest.mark.usefixtures("forked")
+def test_slot_is_its_workers_when_the_arbiter_is_gone(tmp_path: Path, slot: slots.Slot) -> None:
+    slot.close()
+    assert slots.claim(tmp_path, 2).number == 2
+
+
+@pytest.mark.usefixtures("forked")
+def test_released_slot_is_free_whoever_has_the_file(tmp_path: Path, slot: slots.Slot) -> None:
+    slot.release(aborted=False, cpu_seconds=0)
     assert slots.claim(tmp_path, 2).number == 1
 
 
