@@ -144,6 +144,7 @@ def test_ctrl_c_ends_an_attached_stack() -> None:
             shown.wait(60)
             assert processes_of(stack.run) == []
         finally:
+            shown.kill()
             stack.down()
 
 
