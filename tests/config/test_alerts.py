@@ -160,6 +160,14 @@ def test_documented_table_has_what_the_rules_say() -> None:
             assert re.search(rf"(?<![\d.]){re.escape(number)}(?![\d.])", fires_at), (name, number)
 
 
+def test_documents_have_every_setting_of_the_receivers() -> None:
+    templates = (PROMETHEUS / "receivers").glob("*.template")
+    settings = set(re.findall(r"\$\{(ALERT_\w+)", "".join(path.read_text() for path in templates)))
+    text = (ROOT / "docs/alerts.md").read_text()
+    assert settings
+    assert {name for name in settings if name not in text and name.lower() not in text} == set()
+
+
 def threshold_numbers(expression: str) -> set[str]:
     """The values of the thresholds that an expression reads, as the table writes them."""
     numbers = set()
