@@ -85,7 +85,9 @@ class Gunicorn:
 
     def scrape(self) -> str:
         """Return the metrics as Prometheus gets them."""
-        return requests.get(self._metrics_url, timeout=10).text
+        response = requests.get(self._metrics_url, timeout=10)
+        response.raise_for_status()
+        return response.text
 
     def metrics(self) -> dict[str, float]:
         """Return the samples of a scrape by their name and labels: `name{label="value"}`."""
@@ -102,7 +104,7 @@ class Gunicorn:
     def workers(self, arbiter: int | None = None) -> dict[str, int]:
         """Return the pids of the workers by slot."""
         children = _children(arbiter or self.process.pid)
-        readings = map(slots.read, self.counts.glob("*.slot"))
+        readings = slots.read_all(self.counts)
         return {str(each.number): each.pid for each in readings if each.pid in children}
 
     def metrics_server(self) -> int | None:

@@ -5,6 +5,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -17,6 +18,7 @@ from telemetry import slots
 # accepted as tcpi_unacked, and how many may wait as tcpi_sacked.
 TCP_INFO = struct.Struct("8B6I")
 UNACKED, SACKED = 12, 13
+TRIES = 3
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
@@ -53,8 +55,7 @@ class WorkerCollector:
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric."""
-        readings = [slots.read(path) for path in self._directory.glob("worker_*.slot")]
-        readings.sort(key=lambda reading: reading.number)
+        readings = slots.read_all(self._directory)
         processes = {
             reading.number: process
             for reading in readings
@@ -165,11 +166,18 @@ class RequestCollector:
         self._files = MultiProcessCollector(None, str(directory))
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every metric, and flask_http_request_total, the sum of the histogram's counts."""
-        for metric in self._files.collect():
+        """Yield every metric, and flask_http_request_total, the counts of the histogram."""
+        for metric in self._read():
             yield metric
             if metric.name == "flask_http_request_duration_seconds":
                 yield _total(metric)
+
+    def _read(self) -> list[Metric]:
+        for _ in range(TRIES - 1):
+            # A worker that ended took its gauges' file with it, or a new one's is still empty.
+            with suppress(FileNotFoundError, struct.error):
+                return list(self._files.collect())
+        return list(self._files.collect())
 
 
 def _total(durations: Metric) -> Metric:

@@ -44,12 +44,18 @@ class FlaskMetrics(PrometheusMetrics):
         app.wsgi_app = _Instrumented(app.wsgi_app, self)
 
     def export_defaults(self, *_args: object, app: Flask, **_options: object) -> None:
-        """Define those of the default metrics that are not the recorder's."""
-        self.info(
-            "flask_exporter_info",
-            "Information about the Prometheus Flask exporter",
-            version=self.version,
-        )
+        """Define those of the default metrics that are not the recorder's.
+
+        As in the library, a second application with the same registry has none of them.
+        """
+        try:
+            self.info(
+                "flask_exporter_info",
+                "Information about the Prometheus Flask exporter",
+                version=self.version,
+            )
+        except ValueError:
+            return
         self._exceptions = Counter(
             "flask_http_request_exceptions_total",
             "Total number of HTTP requests which resulted in an exception",

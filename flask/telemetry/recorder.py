@@ -19,7 +19,7 @@ from gunicorn.workers.base import Worker
 
 from telemetry.forwarded import drop_untrusted
 from telemetry.histogram import Histogram, HistogramFile
-from telemetry.logs import RequestLine, RequestLog
+from telemetry.logs import RequestLog
 from telemetry.slots import REQUESTS, Slot
 
 # Where a Flask application leaves the endpoint in the WSGI environ; None: not to be counted.
@@ -78,25 +78,20 @@ class Recorder:
         endpoint = environ.get(ENDPOINT_KEY, "")
         if endpoint is None:
             return
-        self._values[offset + REQUESTS] += 1
         status, duration = _status(response), ended - thread.started
         if endpoint:
             self._observe_duration(request.method, endpoint, status, duration)
         started_at = thread.started_at
         if proxied := environ.get("HTTP_X_REQUEST_START"):
             self._observe_queue(proxied, started_at)
+        self._values[offset + REQUESTS] += 1
         if self._log:
-            line = RequestLine(
-                started_at,
-                environ.get("HTTP_X_REQUEST_ID"),
-                request.method,
-                request.path,
-                endpoint,
-                status,
-                duration,
-                self._slot.number,
+            request_id = environ.get("HTTP_X_REQUEST_ID")
+            method, path = request.method, request.path
+            slot = self._slot.number
+            self._log.write(
+                (started_at, request_id, method, path, endpoint, status, duration, slot)
             )
-            self._log.write(line)
 
     def _observe_duration(self, method: str, endpoint: str, status: int, seconds: float) -> None:
         if method not in METHODS:

@@ -122,6 +122,13 @@ class Reading:
     in_flight: int
 
 
+def read_all(directory: Path) -> list[Reading]:
+    """Read every slot that there is, in order of their numbers."""
+    # A file is empty for a moment after it is made.
+    paths = [path for path in directory.glob("worker_*.slot") if path.stat().st_size]
+    return sorted(map(read, paths), key=lambda reading: reading.number)
+
+
 def read(path: Path) -> Reading:
     """Read a slot file."""
     with _floats(path) as values:

@@ -58,10 +58,7 @@ Log = tuple[logs.RequestLog, socket.socket]
 
 def test_request_is_one_json_object_soon(log_and_reader: Log) -> None:
     log, reader = log_and_reader
-    line = logs.RequestLine(
-        1700000000.5, None, "GET", '/"\u00e9\n', "/<path:any>", 200, 0.0123456, 3
-    )
-    log.write(line)
+    log.write((1700000000.5, None, "GET", '/"\u00e9\n', "/<path:any>", 200, 0.0123456, 3))
     assert json.loads(reader.recv(1 << 16)) == {
         "time": "2023-11-14T22:13:20.500Z",
         "level": "info",
@@ -80,7 +77,7 @@ def test_request_is_one_json_object_soon(log_and_reader: Log) -> None:
 def test_lines_are_written_whole_and_so_that_no_other_process_cuts_in(log_and_reader: Log) -> None:
     log, reader = log_and_reader
     for number in range(100):
-        log.write(logs.RequestLine(0, f"{number:032x}", "GET", "/", "/", 200, 0.001, 1))
+        log.write((0, f"{number:032x}", "GET", "/", "/", 200, 0.001, 1))
     numbers = []
     while len(numbers) < 100:
         message = reader.recv(1 << 16)

@@ -1,0 +1,87 @@
+"""What the telemetry's one line does to a Flask application, under gunicorn or not."""
+
+import pytest
+from flask import Flask
+from prometheus_client import CollectorRegistry
+from telemetry.flask_metrics import FlaskMetrics
+from telemetry.recorder import ENDPOINT_KEY
+from werkzeug.test import EnvironBuilder
+
+
+@pytest.fixture
+def app() -> Flask:
+    app = Flask("example", static_folder=None)
+    app.add_url_rule("/users/<int:number>", view_func=lambda number: f"{number}")
+    app.add_url_rule("/gr\N{LATIN SMALL LETTER U WITH DIAERESIS}n", endpoint="green", view_func=str)
+    app.add_url_rule("/broken", endpoint="broken", view_func=lambda: 1 / 0)
+    return app
+
+
+def noted(app: Flask, path: str) -> tuple[str, str | None]:
+    """Return the endpoint a client is sent and the one the recorder would count."""
+    environ, sent = EnvironBuilder(path).get_environ(), {}
+    app(environ, lambda _status, headers, *_: sent.update(headers))
+    return sent["X-Endpoint"], environ[ENDPOINT_KEY]
+
+
+@pytest.mark.parametrize(
+    ("path", "endpoint"),
+    [
+        ("/users/7", "/users/<int:number>"),
+        ("/users/nobody", "unmatched"),
+        ("/gr\N{LATIN SMALL LETTER U WITH DIAERESIS}n", "/gr%C3%BCn"),
+        ("/broken", "/broken"),
+    ],
+)
+def test_endpoint_is_the_url_rule(app: Flask, path: str, endpoint: str) -> None:
+    FlaskMetrics(app, registry=CollectorRegistry())
+    assert noted(app, path) == (endpoint, endpoint)
+
+
+def test_exception_that_flask_does_not_handle_leaves_its_endpoint(app: Flask) -> None:
+    FlaskMetrics(app, registry=CollectorRegistry())
+    app.testing = True  # exceptions propagate to the server
+    environ = EnvironBuilder("/broken").get_environ()
+    with pytest.raises(ZeroDivisionError):
+        app(environ, lambda *_: None)
+    assert environ[ENDPOINT_KEY] == "/broken"
+
+
+def test_excluded_paths_are_not_counted(app: Flask) -> None:
+    FlaskMetrics(app, excluded_paths="/users", registry=CollectorRegistry())
+    assert noted(app, "/users/7") == ("/users/<int:number>", None)
+    assert noted(app, "/broken") == ("/broken", "/broken")
+
+
+@pytest.mark.parametrize("decorator", ["do_not_track", "exclude_all_metrics"])
+def test_librarys_decorators_say_what_is_not_counted(app: Flask, decorator: str) -> None:
+    metrics = FlaskMetrics(app, registry=CollectorRegistry())
+    app.add_url_rule(
+        "/check", endpoint="check", view_func=getattr(metrics, decorator)()(lambda: "success")
+    )
+    assert noted(app, "/check") == ("/check", None)
+
+
+def test_librarys_own_metrics_count(app: Flask) -> None:
+    registry = CollectorRegistry()
+    metrics = FlaskMetrics(app, registry=registry)
+    view = metrics.counter("greetings", "How often it greeted")(lambda: "hello")
+    app.add_url_rule("/greet", endpoint="greet", view_func=view)
+    app.test_client().get("/greet")
+    assert registry.get_sample_value("greetings_total") == 1
+
+
+def test_exceptions_are_counted(app: Flask) -> None:
+    registry = CollectorRegistry()
+    FlaskMetrics(app, registry=registry)
+    app.test_client().get("/broken")
+    labels = {"method": "GET", "status": "500"}
+    assert registry.get_sample_value("flask_http_request_exceptions_total", labels) == 1
+
+
+def test_applications_made_twice_share_a_registry(app: Flask) -> None:
+    registry = CollectorRegistry()
+    FlaskMetrics(Flask("first"), registry=registry)
+    later = FlaskMetrics(registry=registry)
+    later.init_app(app)
+    assert noted(app, "/users/7")[0] == "/users/<int:number>"
