@@ -224,7 +224,9 @@ def test_flask_that_stops_is_told_without_its_consequences(
         wait_until(consequence_is_quiet, DEADLINE, "Alertmanager to keep a consequence quiet")
         told_meanwhile = told_since()
     assert alert["labels"] == {"alertname": "UpstreamDown", "severity": "page"}
-    assert {alert["labels"]["alertname"] for alert in told_meanwhile} == {"UpstreamDown"}
+    names = {alert["labels"]["alertname"] for alert in told_meanwhile}
+    # Where the machine is too busy for the receivers here, that is told too, and rightly.
+    assert names - {"AlertDeliveryFailing"} == {"UpstreamDown"}
     with traffic(fast, "/"):
         told(receivers, "UpstreamDown", "resolved")
 

@@ -18,7 +18,7 @@ WORKERS, THREADS = 2, 2
 SETTINGS = {
     "GUNICORN_WORKERS": str(WORKERS),
     "GUNICORN_THREADS": str(THREADS),
-    "GUNICORN_TIMEOUT": "3",
+    "GUNICORN_TIMEOUT": "5",  # a busy machine holds a healthy worker up for 3
     "GUNICORN_GRACEFUL_TIMEOUT": "5",
     "GUNICORN_MAX_REQUESTS": "40",
 }
