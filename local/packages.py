@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import venv
@@ -93,10 +94,16 @@ def mime_types() -> Path:
     Raises:
         StackError: there is none.
     """
-    for path in (PACKAGES / "etc/nginx/mime.types", Path("/etc/nginx/mime.types")):
-        if path.is_file():
-            return path
-    raise StackError("nginx's mime.types was found neither in .local/packages nor in /etc/nginx")
+    nginx = (BIN / "nginx").resolve()
+    built = subprocess.run([nginx, "-V"], capture_output=True, text=True, check=True).stderr
+    configuration = re.search(r"--conf-path=(\S+)", built)
+    folders = [nginx.parents[2] / "etc/nginx"]  # below the same root, as Debian has it
+    if configuration:
+        folders.append(Path(configuration[1]).parent)
+    for folder in folders:
+        if (folder / "mime.types").is_file():
+            return folder / "mime.types"
+    raise StackError(f"no mime.types of {nginx} in {' or '.join(map(str, folders))}: use Docker")
 
 
 def _link(program: str) -> bool:

@@ -2,8 +2,8 @@
 
 Starts a stack with the project's own rules and settings and a webhook in this process. First it
 gets mixed traffic, during which nothing but Watchdog may fire. Then, twice, all requests for
-/cache-me miss the cache: at the rate of the hits before, and at a small part of it, so that the share of
-misses needs nearly the whole window of 5 minutes to pass the threshold. Takes half an hour:
+/cache-me miss the cache: at the rate of the hits before, and at a small part of it, so that the
+share of misses takes nearly the whole window of 5 minutes to pass the threshold. Half an hour:
 
     python -m tests.bench.alert_delivery [--kind local|compose] [--minutes 10]
 """
