@@ -33,7 +33,9 @@ worker_class = text("GUNICORN_WORKER_CLASS", "gthread", allowed=("gthread", "syn
 if worker_class == "gthread":
     worker_class = "workers.FreeThreadWorker"  # which says what is wrong with gthread as it comes
     threads = number("GUNICORN_THREADS", 4, least=1)
-    worker_connections = 2 * threads  # so many idle ones are kept open as there are threads
+    # The number above the threads is that of idle connections a worker keeps open. More of them
+    # would save no time, and let more requests come to a worker whose threads are all busy.
+    worker_connections = threads + max(1, threads // 2)
 preload_app = text("GUNICORN_PRELOAD_APP", "false", allowed=("true", "false")) == "true"
 
 timeout = number("GUNICORN_TIMEOUT", 60, least=0)  # seconds, as are all times here

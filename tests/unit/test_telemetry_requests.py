@@ -153,3 +153,12 @@ def test_every_line_is_json(running: Gunicorn) -> None:
     for each in running.log_file.read_text().splitlines():
         fields = json.loads(each)
         assert {"time", "level", "logger", "message"} <= fields.keys()
+
+
+def test_requests_are_not_logged_where_only_warnings_are() -> None:
+    with gunicorn(GUNICORN_WORKERS="1", GUNICORN_LOG_LEVEL="warning") as running:
+        running.get("/?raise=cheese", headers={"X-Request-ID": "failing"})
+        wait_until(lambda: line(running, "failing"), 10, "the warning")
+        running.stop()  # which writes what was held back
+        loggers = {json.loads(each)["logger"] for each in running.log_file.read_text().splitlines()}
+        assert "request" not in loggers
