@@ -18,16 +18,16 @@ from telemetry import slots
 
 from tests.stacks import ROOT, wait_until
 
+CONFIG = ROOT / "flask" / "gunicorn.conf.py"
 START_SECONDS = STOP_SECONDS = 30
 
 
 class Gunicorn:
     """A running gunicorn."""
 
-    def __init__(self, directory: Path, settings: dict[str, str]) -> None:
+    def __init__(self, directory: Path, settings: dict[str, str], config: Path = CONFIG) -> None:
         """Start it; `directory` takes its log and its counts, `settings` its environment."""
-        port, metrics_port = _free_ports(2)
-        self.url = f"http://127.0.0.1:{port}"
+        port, metrics_port = free_ports(2)
         self._metrics_url = f"http://127.0.0.1:{metrics_port}/metrics"
         self.counts = directory / "counts"
         self.log_file = directory / "log"
@@ -42,8 +42,9 @@ class Gunicorn:
             "PROMETHEUS_MULTIPROC_DIR": str(self.counts),
             **settings,
         }
+        self.url = f"http://{environ['GUNICORN_BIND']}"
         # Its script, since an upgrade (USR2) by way of `python -m` finds gunicorn's modules first.
-        command = [Path(sys.executable).with_name("gunicorn"), "--config", "gunicorn.conf.py"]
+        command = [Path(sys.executable).with_name("gunicorn"), "--config", config]
         with self.log_file.open("a") as log:
             self.process = subprocess.Popen(
                 command, cwd=ROOT / "flask", env=environ, stdout=log, stderr=log
@@ -128,10 +129,10 @@ class Gunicorn:
 
 
 @contextlib.contextmanager
-def gunicorn(**settings: str) -> Iterator[Gunicorn]:
+def gunicorn(config: Path = CONFIG, **settings: str) -> Iterator[Gunicorn]:
     """Run a gunicorn with these environment variables."""
     with tempfile.TemporaryDirectory(prefix="gunicorn-") as directory:
-        running = Gunicorn(Path(directory), settings)
+        running = Gunicorn(Path(directory), settings, config)
         try:
             running.wait_until_up()
             yield running
@@ -169,7 +170,8 @@ def _command(pid: int) -> bytes:
     return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Return ports nobody listens on."""
     with contextlib.ExitStack() as held:
         probes = [held.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:

@@ -5,7 +5,8 @@ from ipaddress import ip_address, ip_network
 
 from gunicorn.http.message import Request
 
-HEADERS = frozenset({"X-REAL-IP", "X-FORWARDED-FOR", "X-REQUEST-ID", "X-REQUEST-START"})
+# By how their names begin; a header's name is in upper case here.
+HEADERS = ("X-REAL-IP", "X-FORWARDED-", "X-REQUEST-ID", "X-REQUEST-START")
 
 
 def drop_untrusted(request: Request, allowed: tuple[str, ...]) -> None:
@@ -17,7 +18,9 @@ def drop_untrusted(request: Request, allowed: tuple[str, ...]) -> None:
     """
     peer = request.peer_addr
     if isinstance(peer, tuple) and not _trusted(peer[0], allowed):
-        request.headers = [header for header in request.headers if header[0] not in HEADERS]
+        request.headers = [
+            (name, value) for name, value in request.headers if not name.startswith(HEADERS)
+        ]
 
 
 @lru_cache(maxsize=1024)

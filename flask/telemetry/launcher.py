@@ -104,13 +104,15 @@ class Launcher:
             f"--delay={PAUSE_SECONDS if hurried else 0}",
             *(str(listener.fileno()) for listener in self._listeners if _is_tcp(listener)),
         ]
+        here = str(Path(__file__).parents[1])
+        path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
         self._pid = 0
         # Gunicorn must not end because this could not start: the next child to end tries again.
         with contextlib.suppress(OSError):
             self._pid = os.posix_spawn(
                 sys.executable,
                 command,
-                {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+                {**os.environ, "PYTHONPATH": path},
                 file_actions=[(os.POSIX_SPAWN_DUP2, self._alive_read, 0)],
                 # A Ctrl-C in the terminal is for gunicorn, which ends the server in its turn.
                 setsid=True,

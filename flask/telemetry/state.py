@@ -73,7 +73,7 @@ class State:
         """Free the slot of a worker that was waited for just now."""
         # Its gauges would stand for ever, and the next worker would go on from them.
         for gauges in self.directory.glob(f"gauge_*_{worker.slot.number}.db"):
-            gauges.unlink()
+            gauges.unlink(missing_ok=True)
         worker.slot.release(aborted=worker.aborted, cpu_seconds=self._take_children_cpu_seconds())
 
     def forget(self) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.gunicorns import Gunicorn, gunicorn, total, wait_for_metrics
+from tests.gunicorns import CONFIG, Gunicorn, free_ports, gunicorn, total, wait_for_metrics
 from tests.stacks import wait_until
 
 IN_FLIGHT = "gunicorn_worker_requests_in_flight"
@@ -258,6 +258,22 @@ def replace_metrics_server(running: Gunicorn, old: int) -> int:
     return wait_until(
         lambda: running.metrics_server() != old and running.metrics_server(), 10, "a new server"
     )
+
+
+def test_reload_to_another_address_is_followed(tmp_path: Path) -> None:
+    ours, bind = tmp_path / "gunicorn.conf.py", tmp_path / "bind"
+    first, second = (f"127.0.0.1:{port}" for port in free_ports(2))
+    ours.write_text(f"{CONFIG.read_text()}\nbind = open({str(bind)!r}).read()\n")
+    bind.write_text(first)
+    with gunicorn(ours, GUNICORN_WORKERS="1", GUNICORN_BIND=first) as running:
+        backlog = f'gunicorn_listen_backlog{{listener="{second}"}}'
+        running.url = f"http://{second}"
+        bind.write_text(second)
+        running.signal(signal.SIGHUP)
+        metrics = wait_for_metrics(running, lambda m: backlog in m, "the other address")
+        assert not any(first in series for series in metrics)
+        with running.held_requests(int(metrics["gunicorn_worker_threads"]) + 3):
+            wait_for_metrics(running, lambda m: m[backlog] == 3, "the backlog there")
 
 
 def test_metrics_server_ends_with_a_killed_arbiter(running: Gunicorn) -> None:
