@@ -209,7 +209,9 @@ def _at_least(running: Gunicorn, count: int) -> dict[str, int]:
 
 def test_recycled_workers_go_on_counting_in_their_slots() -> None:
     with gunicorn(GUNICORN_WORKERS="1", GUNICORN_MAX_REQUESTS="4") as running:
-        already = total(running.metrics(), REQUESTS)
+        # The request that found it running is answered a moment before it is counted.
+        quiet = wait_for_metrics(running, lambda m: total(m, IN_FLIGHT) == 0, "no request")
+        already = total(quiet, REQUESTS)
         files = {file.name for file in running.counts.iterdir()}
         answered = 0
         while exits(running.metrics())["exit"] < 3:
