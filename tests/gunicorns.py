@@ -152,6 +152,12 @@ def wait_for_metrics(
     return wait_until(matching, 30, what)
 
 
+def idle_metrics(running: Gunicorn) -> dict[str, float]:
+    """Scrape with no request in flight: a request is answered a moment before it is counted."""
+    in_flight = "gunicorn_worker_requests_in_flight"
+    return wait_for_metrics(running, lambda m: total(m, in_flight) == 0, "no request in flight")
+
+
 def total(metrics: dict[str, float], name: str) -> float:
     """Return the sum of all series of this name."""
     return sum(value for series, value in metrics.items() if series.partition("{")[0] == name)

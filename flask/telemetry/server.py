@@ -43,8 +43,9 @@ def main() -> None:
     threading.Thread(target=_exit_with_arbiter, daemon=True).start()
     time.sleep(arguments.delay)
     registry = CollectorRegistry()
-    registry.register(RequestCollector(arguments.directory))
+    # Read in the reverse order of the workers' writing: a request in a count is in its histogram.
     registry.register(WorkerCollector(arguments.directory, map(_socket, arguments.listener_fds)))
+    registry.register(RequestCollector(arguments.directory))
     server = _Server(_socket(arguments.metrics_fd))
     server.set_app(make_wsgi_app(registry))
     server.serve_forever()

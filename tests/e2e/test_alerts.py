@@ -98,6 +98,8 @@ def fast(
         }.items():
             (secrets / name).write_text(f"{value}\n")
         running.restart("alertmanager")
+        # What happens before the first scrape is no increase.
+        wait_until(lambda: running.query("gunicorn_worker_exits_total"), DEADLINE, "a scrape")
         yield running
 
 
@@ -114,7 +116,7 @@ def stopped(stack: Stack, service: str) -> Iterator[None]:
         stack.start(service)
 
 
-def told(receivers: Receivers, name: str, status: str, **labels: str) -> Message:
+def told(stack: Stack, receivers: Receivers, name: str, status: str, **labels: str) -> Message:
     """Wait for the message; returns its alert."""
 
     def arrived() -> Message | None:
@@ -123,7 +125,14 @@ def told(receivers: Receivers, name: str, status: str, **labels: str) -> Message
                 return alert
         return None
 
-    return wait_until(arrived, DEADLINE, f"{name} {labels} to be told as {status}")
+    try:
+        return wait_until(arrived, DEADLINE, f"{name} {labels} to be told as {status}")
+    except AssertionError as error:
+        for expression in ("ALERTS", "up", "max_over_time(gunicorn_worker_exits_total[15m])"):
+            error.add_note(f"{expression}: {stack.query(expression)}")
+        alerts = requests.get(f"{stack.alertmanager}/api/v2/alerts", timeout=10).text
+        error.add_note(f"Alertmanager: {alerts}")
+        raise
 
 
 def tell(stack: Stack, **labels: str) -> None:
@@ -142,7 +151,7 @@ def worker(stack: Stack) -> Process:
 
 def test_miss_storm_is_told_and_its_end_is(fast: Stack, receivers: Receivers) -> None:
     with traffic(fast, "/cache-me", busting=True):
-        alert = told(receivers, "CacheMissRatioHigh", "firing")
+        alert = told(fast, receivers, "CacheMissRatioHigh", "firing")
     assert alert["labels"] == {
         "alertname": "CacheMissRatioHigh",
         "endpoint": "/cache-me",
@@ -157,7 +166,7 @@ def test_miss_storm_is_told_and_its_end_is(fast: Stack, receivers: Receivers) ->
     )
     assert alert["generatorURL"].startswith(f"http://localhost:{fast.ports['PROMETHEUS_PORT']}/")
     with traffic(fast, "/cache-me"):
-        told(receivers, "CacheMissRatioHigh", "resolved", endpoint="/cache-me")
+        told(fast, receivers, "CacheMissRatioHigh", "resolved", endpoint="/cache-me")
 
 
 def test_every_receiver_is_told_in_its_own_way(fast: Stack, receivers: Receivers) -> None:
@@ -184,21 +193,21 @@ def test_every_receiver_is_told_in_its_own_way(fast: Stack, receivers: Receivers
 
 def test_worker_that_is_killed_is_told(fast: Stack, receivers: Receivers) -> None:
     fast.signal("flask-app", worker(fast), signal.SIGKILL)
-    alert = told(receivers, "WorkerKilled", "firing", reason="signal")
+    alert = told(fast, receivers, "WorkerKilled", "firing", reason="signal")
     assert alert["labels"]["severity"] == "ticket"
 
 
 def test_worker_that_hangs_is_told(fast: Stack, receivers: Receivers) -> None:
     fast.signal("flask-app", worker(fast), signal.SIGSTOP)
-    alert = told(receivers, "WorkerTimeouts", "firing", reason="timeout")
+    alert = told(fast, receivers, "WorkerTimeouts", "firing", reason="timeout")
     assert alert["labels"]["severity"] == "ticket"
 
 
 def test_exporter_that_stops_is_told(fast: Stack, receivers: Receivers) -> None:
     with stopped(fast, "nginx-access-exporter"):
-        alert = told(receivers, "TargetDown", "firing", job="nginx-access-exporter")
+        alert = told(fast, receivers, "TargetDown", "firing", job="nginx-access-exporter")
     assert alert["labels"]["severity"] == "page"
-    told(receivers, "TargetDown", "resolved", job="nginx-access-exporter")
+    told(fast, receivers, "TargetDown", "resolved", job="nginx-access-exporter")
 
 
 def test_flask_that_stops_is_told_without_its_consequences(
@@ -220,7 +229,7 @@ def test_flask_that_stops_is_told_without_its_consequences(
 
     before = len(receivers.messages("/webhook"))
     with traffic(fast, "/"), stopped(fast, "flask-app"):
-        alert = told(receivers, "UpstreamDown", "firing")
+        alert = told(fast, receivers, "UpstreamDown", "firing")
         wait_until(consequence_is_quiet, DEADLINE, "Alertmanager to keep a consequence quiet")
         told_meanwhile = told_since()
     assert alert["labels"] == {"alertname": "UpstreamDown", "severity": "page"}
@@ -228,7 +237,7 @@ def test_flask_that_stops_is_told_without_its_consequences(
     # Where the machine is too busy for the receivers here, that is told too, and rightly.
     assert names - {"AlertDeliveryFailing"} == {"UpstreamDown"}
     with traffic(fast, "/"):
-        told(receivers, "UpstreamDown", "resolved")
+        told(fast, receivers, "UpstreamDown", "resolved")
 
 
 def test_receiver_that_fails_is_told_to_the_others_without_its_secret(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.gunicorns import Gunicorn, gunicorn, total, wait_for_metrics
+from tests.gunicorns import Gunicorn, gunicorn, idle_metrics, total, wait_for_metrics
 from tests.stacks import wait_until
 
 QUEUE = "gunicorn_request_queue_duration_seconds"
@@ -27,7 +27,7 @@ def trusting_nobody() -> Iterator[Gunicorn]:
 
 def difference(running: Gunicorn, ask: object, requests: int = 1) -> dict[str, float]:
     """Return how the metrics changed by calling `ask`, once `requests` more were counted."""
-    before = running.metrics()
+    before = idle_metrics(running)
     ask()
     name = "gunicorn_worker_requests_total"
     after = wait_for_metrics(
