@@ -71,8 +71,8 @@ class Slot:
         """Count the worker's exit, and free the slot for the next."""
         reason = "timeout" if aborted else "exit" if self.values[LEFT] else "signal"
         self.values[CPU_SECONDS] += cpu_seconds
-        self.values[EXITS[REASONS.index(reason)]] += 1
         self._settle()
+        self.values[EXITS[REASONS.index(reason)]] += 1
         # Closing alone would not do: a worker being forked right now has the open file, too.
         fcntl.flock(self._file, fcntl.LOCK_UN)
         self.close()
@@ -136,10 +136,11 @@ def read(path: Path) -> Reading:
         busy = values[HEADER::THREAD].tolist()
         return Reading(
             number=int(path.stem.removeprefix("worker_")),
+            # In the reverse order of release(): an exit that is counted is over.
+            exits={reason: values[at] for reason, at in zip(REASONS, EXITS, strict=True)},
             pid=int(values[PID]),
             start_time=values[START_TIME],
             cpu_seconds=values[CPU_SECONDS],
-            exits={reason: values[at] for reason, at in zip(REASONS, EXITS, strict=True)},
             busy_seconds=sum(seconds + now if seconds < 0 else seconds for seconds in busy),
             requests=sum(values[HEADER + REQUESTS :: THREAD].tolist()),
             in_flight=sum(seconds < 0 for seconds in busy),
