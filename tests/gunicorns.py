@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import os
 import signal as signals
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 from telemetry import slots
 
-from tests.stacks import ROOT, wait_until
+from tests.stacks import ROOT, free_port, wait_until
 
 CONFIG = ROOT / "flask" / "gunicorn.conf.py"
 START_SECONDS = STOP_SECONDS = 30
@@ -27,7 +26,7 @@ class Gunicorn:
 
     def __init__(self, directory: Path, settings: dict[str, str], config: Path = CONFIG) -> None:
         """Start it; `directory` takes its log and its counts, `settings` its environment."""
-        port, metrics_port = free_ports(2)
+        port, metrics_port = free_port(), free_port()
         self._metrics_url = f"http://127.0.0.1:{metrics_port}/metrics"
         self.counts = directory / "counts"
         self.log_file = directory / "log"
@@ -174,12 +173,3 @@ def _children(pid: int) -> list[int]:
 
 def _command(pid: int) -> bytes:
     return Path(f"/proc/{pid}/cmdline").read_bytes()
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports nobody listens on."""
-    with contextlib.ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]

@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import os
+import random
 import shutil
 import signal as signals
 import socket
@@ -51,6 +53,22 @@ class Process:
     command: str
 
 
+# Other ones in each process of pytest-xdist. All are below those that Linux gives to connections:
+# one of these could take a port before its server does.
+_PROCESS = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS = range(10_000 + 1_000 * _PROCESS, 11_000 + 1_000 * _PROCESS)
+_SHUFFLED_PORTS = itertools.cycle(random.sample(_PORTS, len(_PORTS)))
+
+
+def free_port() -> int:
+    """A port nobody listens on, and no other caller was given lately."""
+    while True:
+        port = next(_SHUFFLED_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
+
+
 def wait_until(condition: Callable[[], T], timeout: float, what: str) -> T:
     """The first true value of `condition`, asked ten times a second.
 
@@ -78,7 +96,8 @@ class Stack:
     kind: str
 
     def __init__(self, env: dict[str, str]) -> None:
-        self.ports = _free_ports()
+        names = [service.port_variable for service in SERVICES] + list(INNER_PORTS)
+        self.ports = {name: free_port() for name in names}
         self.settings = TEST_SETTINGS | env
         self.http = f"http://127.0.0.1:{self.ports['HTTP_PORT']}"
         self.prometheus = f"http://127.0.0.1:{self.ports['PROMETHEUS_PORT']}"
@@ -361,18 +380,6 @@ def _process(pid: int) -> Process:
     )
     command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
     return Process(pid, int(status["NSpid"].split()[-1]), int(status["PPid"]), command)
-
-
-def _free_ports() -> dict[str, int]:
-    """A free port for each of the stack's, all different."""
-    names = [service.port_variable for service in SERVICES] + list(INNER_PORTS)
-    with contextlib.ExitStack() as held:
-        ports = {}
-        for name in names:
-            probe = held.enter_context(socket.socket())
-            probe.bind(("127.0.0.1", 0))
-            ports[name] = probe.getsockname()[1]
-        return ports
 
 
 def _run(command: list[str | Path], env: dict[str, str] | os._Environ[str] | None = None) -> str:

@@ -21,7 +21,7 @@ from prometheus_client.core import Metric
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.stacks import wait_until
+from tests.stacks import free_port, wait_until
 
 PROGRAM = Path(sys.modules[AccessExporter.__module__].__file__ or "")
 LINE = b"GET\t/cache-me\t200\tHIT\t0.000\t-\t-\t-\t-\t345\n"
@@ -33,9 +33,7 @@ class Running:
 
     def __init__(self, log: Path) -> None:
         self._log = log
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        self._port = free_port()
         self.url = f"http://127.0.0.1:{self._port}"
         self.stderr = log.with_suffix(".stderr")
         self.start()

@@ -13,13 +13,12 @@ import requests
 from tests.gunicorns import (
     CONFIG,
     Gunicorn,
-    free_ports,
     gunicorn,
     idle_metrics,
     total,
     wait_for_metrics,
 )
-from tests.stacks import wait_until
+from tests.stacks import free_port, wait_until
 
 IN_FLIGHT = "gunicorn_worker_requests_in_flight"
 REQUESTS = "gunicorn_worker_requests_total"
@@ -270,7 +269,7 @@ def replace_metrics_server(running: Gunicorn, old: int) -> int:
 
 def test_reload_to_another_address_is_followed(tmp_path: Path) -> None:
     ours, bind = tmp_path / "gunicorn.conf.py", tmp_path / "bind"
-    first, second = (f"127.0.0.1:{port}" for port in free_ports(2))
+    first, second = (f"127.0.0.1:{free_port()}" for _ in range(2))
     ours.write_text(f"{CONFIG.read_text()}\nbind = open({str(bind)!r}).read()\n")
     bind.write_text(first)
     with gunicorn(ours, GUNICORN_WORKERS="1", GUNICORN_BIND=first) as running:
