@@ -63,7 +63,8 @@ class AccessLog:
         """Bytes that are written and not read yet."""
         if self._fd == _NOT_OPEN:
             return 0
-        return max(0, os.fstat(self._fd).st_size - self.position.offset)
+        start = self._next_data()
+        return 0 if start is None else os.fstat(self._fd).st_size - start
 
     def chunks(self) -> Iterator[bytes]:
         """Yields whole lines, the last of each chunk without its newline, up to the present end.
@@ -153,6 +154,7 @@ class AccessLog:
                 return
 
     def _next_data(self) -> int | None:
+        """Where the next byte that is not in a hole is; None where only a hole follows."""
         try:
             return os.lseek(self._fd, self.position.offset, os.SEEK_DATA)
         except OSError as error:

@@ -124,6 +124,15 @@ def test_a_reader_without_a_position_begins_after_the_holes(path: Path, writer: 
     assert read(AccessLog(path)) == []
 
 
+def test_nothing_but_a_hole_is_no_backlog(path: Path, writer: Writer) -> None:
+    writer.write(b"x" * (PAGE - 1))
+    read(AccessLog(path))
+    assert allocated(path) == 0
+    log = AccessLog(path)
+    assert read(log) == []
+    assert log.backlog == 0
+
+
 def test_a_reader_with_a_position_needs_no_holes(path: Path, writer: Writer) -> None:
     writer.write(*numbered(0, 100))
     log = AccessLog(path)
