@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import http
+import http.client
 import json
 import os
 import socket
@@ -36,7 +36,12 @@ class Status:
     name: str
     state: str
     address: str
-    healthy: bool
+    problem: str  # what the health check met; empty where all is well
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it runs and its health check passes."""
+        return self.state == "RUNNING" and not self.problem
 
 
 class Processes:
@@ -95,15 +100,15 @@ class Processes:
         states = dict(self._states())
         services = [service for service in SERVICES if service.name in states]
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            health = pool.map(lambda service: healthy(url(service, env)), services)
+            problems = pool.map(lambda service: check(url(service, env)), services)
         return [
             Status(
                 service.name,
                 states[service.name],
                 f"http://127.0.0.1:{env[service.port_variable]}",
-                ok and states[service.name] == "RUNNING",
+                problem,
             )
-            for service, ok in zip(services, health, strict=True)
+            for service, problem in zip(services, problems, strict=True)
         ]
 
     def wait_until_healthy(self, seconds: float, progress: Callable[[str], None]) -> None:
@@ -126,8 +131,9 @@ class Processes:
             late = [status for status in statuses if not status.healthy]
             if failed or time.monotonic() > deadline:
                 status = (failed or late)[0]
+                why = ", ".join(filter(None, (status.state, status.problem)))
                 raise StackError(
-                    f"{status.name} is not healthy ({status.state}); its log ends with:\n"
+                    f"{status.name} is not healthy ({why}); its log ends with:\n"
                     + self._log_tail(status.name)
                 )
             time.sleep(0.1)
@@ -161,13 +167,14 @@ def url(service: Service, env: dict[str, str]) -> str:
     return f"http://127.0.0.1:{env[service.port_variable]}{service.health_path}"
 
 
-def healthy(address: str) -> bool:
-    """Whether a health check answers 200 within 2 seconds."""
+def check(address: str) -> str:
+    """Ask a health check; returns what came instead of 200 within 2 seconds, empty for 200."""
     try:
         with urllib.request.urlopen(address, timeout=2) as response:
-            return response.status == http.HTTPStatus.OK
-    except OSError:
-        return False
+            ok = response.status == http.HTTPStatus.OK
+            return "" if ok else f"{address}: status {response.status}"
+    except (OSError, http.client.HTTPException) as error:
+        return f"{address}: {error}"
 
 
 def _run(command: list[str | Path], env: dict[str, str], failure: str) -> None:
