@@ -46,8 +46,8 @@ BUSY_WORKERS = Signal(
     description=(
         "What each worker's threads are doing: nothing (grey), working on requests (blue), all "
         "working (orange). Red is stuck: the worker holds requests and has answered none for half "
-        "a minute. If it does not come back, gunicorn ends it after its timeout; take a stack "
-        "dump before (docs/runbooks.md)."
+        "a minute. With threads, gunicorn never ends it for that: look at its stack "
+        "(docs/runbooks.md, UpstreamSlow), then kill it."
     ),
     unit="percentunit",
     queries=(
