@@ -69,20 +69,21 @@ class FlaskMetrics(PrometheusMetrics):
 
         Now, since Flask takes its request out of the environ before it returns.
         """
-        flask_request = environ.get("werkzeug.request")
+        flask_request = environ.get("werkzeug.request")  # none where a middleware answered
         rule = flask_request.url_rule if flask_request else None
         endpoint = _header_value(rule.rule) if rule else UNMATCHED
-        environ[ENDPOINT_KEY] = endpoint if self._is_counted(flask_request) else None
+        path = flask_request.path if flask_request else environ.get("PATH_INFO", "")
+        environ[ENDPOINT_KEY] = endpoint if self._is_counted(flask_request, path) else None
         return endpoint
 
-    def _is_counted(self, flask_request: Request) -> bool:
+    def _is_counted(self, flask_request: Request | None, path: str) -> bool:
         # Set by the library's decorators.
         if hasattr(flask_request, "prom_do_not_track") or hasattr(
             flask_request, "prom_exclude_all"
         ):
             return False
         return not self.excluded_paths or not any(
-            pattern.match(flask_request.path) for pattern in self.excluded_paths
+            pattern.match(path) for pattern in self.excluded_paths
         )
 
     def _count_exception(self, _app: Flask, **_extra: object) -> None:

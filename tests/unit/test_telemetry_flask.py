@@ -1,7 +1,7 @@
 """What the telemetry's one line does to a Flask application, under gunicorn or not."""
 
 import pytest
-from flask import Flask
+from flask import Flask, Response
 from prometheus_client import CollectorRegistry
 from telemetry.flask_metrics import FlaskMetrics
 from telemetry.recorder import ENDPOINT_KEY
@@ -51,6 +51,13 @@ def test_excluded_paths_are_not_counted(app: Flask) -> None:
     FlaskMetrics(app, excluded_paths="/users", registry=CollectorRegistry())
     assert noted(app, "/users/7") == ("/users/<int:number>", None)
     assert noted(app, "/broken") == ("/broken", "/broken")
+
+
+def test_answers_of_a_middleware_are_unmatched_or_excluded_by_their_path(app: Flask) -> None:
+    app.wsgi_app = Response("from the middleware")
+    FlaskMetrics(app, excluded_paths="/internal", registry=CollectorRegistry())
+    assert noted(app, "/elsewhere") == ("unmatched", "unmatched")
+    assert noted(app, "/internal/x") == ("unmatched", None)
 
 
 @pytest.mark.parametrize("decorator", ["do_not_track", "exclude_all_metrics"])
