@@ -73,7 +73,7 @@ def test_alert_has_its_labels_and_annotations(name: str) -> None:
 @every_alert
 def test_alert_reads_its_numbers_from_thresholds(name: str) -> None:
     """A number beside a comparison would be in a second place: only 0 and 1 mean themselves."""
-    numbers = re.findall(r"[<>=]=?\s*([\d.e+-]+)", ALERTS[name]["expr"])
+    numbers = re.findall(r"[<>=]=?\s*([+-]?\d[\d.e+-]*)", ALERTS[name]["expr"])
     assert set(numbers) <= {"0", "1"}
 
 
