@@ -15,19 +15,35 @@ refuse() {
     exit 1
 }
 
+# Within single quotes, as the values stand in the templates, YAML has a quote written twice.
+double_quotes() {
+    sed "s/'/''/g"
+}
+
+read_environment() {
+    for name in $(env | sed -n 's/^\(ALERT_[A-Z_]*\)=.*/\1/p'); do
+        eval "value=\$$name"
+        export "$name=$(printf '%s\n' "$value" | double_quotes)"
+    done
+}
+
 read_secrets() {
-    folder=${ALERT_SECRETS_DIR:-/run/secrets}
-    for path in "$folder" "$folder"/alert_*; do
+    for path in "$1" "$1"/alert_*; do
         if [ -e "$path" ] && [ ! -r "$path" ]; then
             refuse "user $(id -u) may not read $path: chmod a+rX it"
-        elif [ -f "$path" ]; then
-            # Alertmanager would print what is no URL.
-            case $path in
-            *_url) grep -Eqx 'https?://[^[:space:]]+' "$path" || refuse "there is no URL in $path" ;;
-            esac
-            # In YAML, a quote within single quotes is written twice.
-            export "$(basename "$path" | tr '[:lower:]' '[:upper:]')=$(sed "s/'/''/g" "$path")"
         fi
+        case $(basename "$path") in
+        *[!a-z_]*) continue ;;    # an editor's backup, or no file at all
+        esac
+        [ -f "$path" ] || continue
+        # The first line that is not empty; a file from Windows has a carriage return, too.
+        value=$(tr -d '\r' < "$path" | sed -n '/[^[:space:]]/{p;q;}')
+        [ -n "$value" ] || refuse "$path is empty: put the value in it, or remove it"
+        case $path in
+        # Alertmanager would print what is no URL.
+        *_url) printf '%s\n' "$value" | grep -Eqx 'https?://[^[:space:]]+' || refuse "there is no URL in $path" ;;
+        esac
+        export "$(basename "$path" | tr '[:lower:]' '[:upper:]')=$(printf '%s\n' "$value" | double_quotes)"
     done
 }
 
@@ -39,7 +55,9 @@ END"
 
 # In a subshell, so that the secrets do not stay in the environment.
 (
-    read_secrets
+    secrets=${ALERT_SECRETS_DIR:-/run/secrets}
+    read_environment
+    read_secrets "$secrets"
     while IFS= read -r line; do
         case $line in
         *"# if ALERT_"*": "*)

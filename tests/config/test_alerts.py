@@ -270,6 +270,29 @@ def test_url_that_is_none_ends_the_start_and_is_not_shown(
     assert text not in str(failure.value)
 
 
+def test_values_are_taken_as_they_stand(started: Callable[..., str], tmp_path: Path) -> None:
+    odd = r"""it's "$HOME" `id` \n \\ # {{ }} %s"""
+    email = EMAIL | {"ALERT_EMAIL_TO": "o'brien@example.com", "ALERT_SMTP_USERNAME": odd}
+    started("true", secrets={"alert_smtp_password": odd}, env=email)
+    config = receivers(tmp_path)["page"]["email_configs"][0]
+    assert config["to"] == "o'brien@example.com"
+    assert config["auth_username"] == config["auth_password"] == odd
+
+
+def test_secrets_as_editors_leave_them(started: Callable[..., str], tmp_path: Path) -> None:
+    url = SECRETS["alert_slack_url"]
+    backups = {"alert_slack_url~": "old", "alert_slack_url.bak": "old", "alert_webhook_url.1": ""}
+    started("true", secrets=backups | {"alert_slack_url": f"\n{url}\r"})
+    assert receivers(tmp_path)["page"]["slack_configs"][0]["api_url"] == url
+    assert "webhook_configs" not in receivers(tmp_path)["page"]
+
+
+@pytest.mark.parametrize("text", ["", " \r\n"], ids=["empty", "blank"])
+def test_secret_without_a_value_ends_the_start(started: Callable[..., str], text: str) -> None:
+    with pytest.raises(AssertionError, match="alert_smtp_password is empty: put the value in"):
+        started("true", secrets={"alert_smtp_password": text})
+
+
 @pytest.mark.parametrize("unreadable", ["", "alert_slack_url"], ids=["folder", "file"])
 def test_secret_that_may_not_be_read_ends_the_start(unreadable: str) -> None:
     script = PROMETHEUS / "alertmanager.sh"
