@@ -52,6 +52,7 @@ class WorkerCollector:
         """Read the slots in `directory`, and the backlog of `listeners`."""
         self._directory = directory
         self._listeners = list(listeners)
+        self._busy_seconds: dict[int, float] = {}
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric."""
@@ -67,7 +68,11 @@ class WorkerCollector:
             "gunicorn_workers_configured", "Workers there should be", configured["workers"]
         )
         yield _gauge("gunicorn_worker_threads", "Threads of each worker", configured["threads"])
-        yield from _work(readings, processes)
+        for reading in readings:
+            # A request that began while the slot was read makes it seem microseconds less.
+            last = self._busy_seconds.get(reading.number, 0.0)
+            self._busy_seconds[reading.number] = max(last, reading.busy_seconds)
+        yield from _work(readings, processes, self._busy_seconds)
         yield from _resources(readings, processes)
         yield _exits(readings)
         yield from self._backlog()
@@ -103,7 +108,9 @@ def _gauge(name: str, documentation: str, value: float) -> Metric:
     return GaugeMetricFamily(name, documentation, value)
 
 
-def _work(readings: list[slots.Reading], processes: dict[int, Process]) -> Iterator[Metric]:
+def _work(
+    readings: list[slots.Reading], processes: dict[int, Process], busy_seconds: dict[int, float]
+) -> Iterator[Metric]:
     in_flight = GaugeMetricFamily(
         "gunicorn_worker_requests_in_flight", "Requests being worked on", labels=["worker"]
     )
@@ -120,7 +127,7 @@ def _work(readings: list[slots.Reading], processes: dict[int, Process]) -> Itera
         if reading.number in processes:
             in_flight.add_metric(labels, reading.in_flight)
         requests.add_metric(labels, reading.requests)
-        busy.add_metric(labels, reading.busy_seconds)
+        busy.add_metric(labels, busy_seconds[reading.number])
     yield in_flight
     yield requests
     yield busy

@@ -105,9 +105,15 @@ class _Instrumented:
         environ[ENDPOINT_KEY] = UNMATCHED
         note = self._note
 
-        def start(status: str, headers: list[tuple[str, str]], *exc_info: object) -> object:
-            headers.append(("X-Endpoint", note(environ)))
-            return start_response(status, headers, *exc_info)
+        def start(
+            status: str, headers: Iterable[tuple[str, str]], exc_info: object = None
+        ) -> object:
+            endpoint = note(environ)
+            # A list of our own: the application's may be a constant. And one header, not a second
+            # one beside that of an application mounted in this one.
+            headers = [header for header in headers if header[0] != "X-Endpoint"]
+            headers.append(("X-Endpoint", endpoint))
+            return start_response(status, headers, exc_info)
 
         return self._wsgi_app(environ, start)
 

@@ -47,6 +47,7 @@ class HistogramFile:
         self._path = path
         self._dict = MmapedDict(path)
         self._lock = threading.Lock()
+        self._values = memoryview(b"")
 
     def histogram(self, name: str, documentation: str, labels: Mapping[str, str]) -> Histogram:
         """Return the histogram with these labels, made if need be."""
@@ -69,7 +70,9 @@ class HistogramFile:
                 key: offset // FLOAT_BYTES
                 for key, _, _, offset in MmapedDict.read_all_values_from_file(self._path)
             }
-            # As large as the file is now: those of earlier histograms stay valid as it grows.
-            with self._path.open("r+b") as file:
-                values = memoryview(mmap.mmap(file.fileno(), 0)).cast("d")
-        return Histogram(values, [places[key] for key in buckets], places[total], self._lock)
+            # A mapping keeps a file open, so histograms share one until the file has grown; those
+            # made before go on with theirs.
+            if self._path.stat().st_size != self._values.nbytes:
+                with self._path.open("r+b") as file:
+                    self._values = memoryview(mmap.mmap(file.fileno(), 0)).cast("d")
+        return Histogram(self._values, [places[key] for key in buckets], places[total], self._lock)

@@ -26,6 +26,7 @@ __all__ = [
     "on_starting",
     "post_fork",
     "post_request",
+    "post_worker_init",
     "pre_exec",
     "pre_fork",
     "pre_request",
@@ -78,7 +79,12 @@ def post_fork(server: Arbiter, worker: Worker) -> None:
         sibling.slot.close()
     server.telemetry.forget()
     worker.slot.occupy()
-    worker.recorder = Recorder(worker, worker.slot, server.telemetry.directory)
+    worker.counts = server.telemetry.directory
+
+
+def post_worker_init(worker: Worker) -> None:
+    """Make ready to measure, now that the worker is the user it is to be."""
+    worker.recorder = Recorder(worker, worker.slot, worker.counts)
 
 
 def pre_request(worker: Worker, req: Request) -> None:

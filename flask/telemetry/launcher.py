@@ -41,6 +41,7 @@ class Launcher:
         self._on_end = ended
         self._listeners: Sequence[socket.socket] = ()
         self._pid = 0
+        self._spawning = False
         self._started = 0.0
         # Never written to: its closing tells the server that the arbiter is gone.
         self._alive_read, self._alive_write = os.pipe()
@@ -53,7 +54,8 @@ class Launcher:
 
         def child_ended(number: int, frame: FrameType | None) -> None:
             gunicorns_handler(number, frame)
-            if os.getpid() == arbiter_pid and self._ended():
+            # It may interrupt _spawn, which does not know the pid yet.
+            if os.getpid() == arbiter_pid and not self._spawning and self._ended():
                 self._on_end()
                 self._spawn()
 
@@ -107,6 +109,7 @@ class Launcher:
         here = str(Path(__file__).parents[1])
         path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
         self._pid = 0
+        self._spawning = True
         # Gunicorn must not end because this could not start: the next child to end tries again.
         with contextlib.suppress(OSError):
             self._pid = os.posix_spawn(
@@ -117,6 +120,7 @@ class Launcher:
                 # A Ctrl-C in the terminal is for gunicorn, which ends the server in its turn.
                 setsid=True,
             )
+        self._spawning = False
 
 
 def _listen(bind: str) -> socket.socket:

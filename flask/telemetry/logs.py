@@ -5,6 +5,7 @@ import contextlib
 import json
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -54,10 +55,11 @@ class JsonFormatter(logging.Formatter):
 
 
 def _request_id() -> str | None:
-    # Imported late: the arbiter and the metrics server have no use for Flask.
-    from flask import has_request_context, request  # noqa: PLC0415
-
-    return request.headers.get("X-Request-ID") if has_request_context() else None
+    # Not imported: the arbiter has no use for Flask, and a reload should find it as it is by then.
+    flask = sys.modules.get("flask")
+    if flask is None or not flask.has_request_context():
+        return None
+    return flask.request.headers.get("X-Request-ID")
 
 
 class JsonLogger(Logger):
@@ -93,7 +95,7 @@ def request_line(  # noqa: PLR0913, PLR0917
     """Return the JSON line of a request. What is not quoted here is known to need no escapes."""
     return (
         f'{{"time":"{timestamp(started)}","level":"info","logger":"request","message":"request",'
-        f'"request_id":{quote(request_id) if request_id else "null"},"method":{quote(method)},'
+        f'"request_id":{quote(str(request_id)) if request_id else "null"},"method":{quote(method)},'
         f'"path":{quote(path)},"endpoint":{quote(endpoint)},"status":{status},'
         f'"duration":{duration:.6f},"worker":{worker}}}\n'
     )
@@ -136,8 +138,9 @@ class RequestLog:
         self._write(piece)
 
     def _write(self, lines: list[str]) -> None:
-        if lines:
-            os.write(self._file, "".join(lines).encode("ascii"))
+        octets = "".join(lines).encode("ascii")
+        while octets:
+            octets = octets[os.write(self._file, octets) :]
 
     def _take(self) -> Iterator[RequestFields]:
         with contextlib.suppress(Empty):
@@ -148,4 +151,6 @@ class RequestLog:
         while self._pending.wait():
             time.sleep(FLUSH_SECONDS)
             self._pending.clear()
-            self.flush()
+            # Where these lines can't be written, the next ones may.
+            with contextlib.suppress(Exception):
+                self.flush()

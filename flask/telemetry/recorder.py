@@ -4,6 +4,7 @@ These two enclose everything a thread does for a request, are called for every w
 cost less than functions that Flask calls.
 """
 
+import errno
 import logging
 import sys
 import threading
@@ -27,6 +28,8 @@ ENDPOINT_KEY = "telemetry.endpoint"
 METHODS = frozenset(method.value for method in HTTPMethod)
 # A request that waited longer was given up by any proxy: its start is not to be believed.
 LONGEST_QUEUE_SECONDS = 600
+# Of the OSError that a client causes by leaving.
+CLIENT_LEFT = {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN}
 
 
 class _Thread(threading.local):
@@ -73,18 +76,31 @@ class Recorder:
         """Note that the calling thread is done with the request, and count it."""
         thread = self._thread
         offset = thread.offset
-        ended = time.monotonic()
-        self._values[offset] += ended
+        if not offset or self._values[offset] >= 0:
+            return  # never begun: another pre_request hook refused it
+        try:
+            self._count(request, environ, response, time.monotonic() - thread.started)
+        finally:
+            # Last, so that where no request is in flight each one is counted.
+            self._values[offset] += time.monotonic()
+
+    def _count(
+        self,
+        request: Request,
+        environ: Mapping[str, Any],
+        response: Response | None,
+        duration: float,
+    ) -> None:
         endpoint = environ.get(ENDPOINT_KEY, "")
         if endpoint is None:
             return
-        status, duration = _status(response), ended - thread.started
+        thread, status = self._thread, _status(response)
         if endpoint:
             self._observe_duration(request.method, endpoint, status, duration)
         started_at = thread.started_at
         if proxied := environ.get("HTTP_X_REQUEST_START"):
             self._observe_queue(proxied, started_at)
-        self._values[offset + REQUESTS] += 1
+        self._values[thread.offset + REQUESTS] += 1
         if self._log:
             request_id = environ.get("HTTP_X_REQUEST_ID")
             method, path = request.method, request.path
@@ -119,8 +135,8 @@ class Recorder:
 
 def _status(response: Response | None) -> int:
     """Return the status that the client was sent, or would have been, had it stayed."""
-    if response is None:
+    if response is None or response.status is None:
         return 500
-    if not response.headers_sent and not isinstance(sys.exception(), OSError):
+    if not response.headers_sent and getattr(sys.exception(), "errno", None) not in CLIENT_LEFT:
         return 500
     return response.status_code

@@ -23,11 +23,14 @@ HEADER = EXITS[-1] + 1
 BUSY, REQUESTS, THREAD = 0, 1, 2
 FLOAT_BYTES = 8
 
-_current = 0
+_current: int | str = 0
 
 
-def current() -> int:
-    """Return the slot number of this process; 0 in the arbiter."""
+def current() -> int | str:
+    """Return the slot number of this process; 0 in the arbiter.
+
+    In a process that the application forks, also its pid: the two must not write the same files.
+    """
     return _current
 
 
@@ -39,8 +42,8 @@ class Slot:
         self.number = number
         self._file = file
         size = (HEADER + THREAD * threads) * FLOAT_BYTES
-        if os.fstat(file).st_size < size:
-            os.ftruncate(file, size)
+        # Not ftruncate: on a full file system the first write to what it adds would be a SIGBUS.
+        os.posix_fallocate(file, 0, size)
         self._map = mmap.mmap(file, 0)
         self.values = memoryview(self._map).cast("d")
         self._thread_numbers = itertools.count()
@@ -50,6 +53,7 @@ class Slot:
         """Make this process, just forked, the slot's worker."""
         global _current  # noqa: PLW0603  the one fact about a process that is asked everywhere
         _current = self.number
+        os.register_at_fork(after_in_child=_leave)
         self.values[START_TIME] = time.time()
         self.values[PID] = os.getpid()
 
@@ -89,6 +93,11 @@ class Slot:
         for busy in range(HEADER, len(self.values), THREAD):
             if self.values[busy] < 0:
                 self.values[busy] += time.monotonic()
+
+
+def _leave() -> None:
+    global _current  # noqa: PLW0603
+    _current = f"{_current}-{os.getpid()}"
 
 
 def claim(directory: Path, threads: int) -> Slot:

@@ -1,6 +1,8 @@
 """What a real gunicorn tells of its workers: when they are stuck, when they die, when replaced."""
 
+import contextlib
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -24,6 +26,8 @@ IN_FLIGHT = "gunicorn_worker_requests_in_flight"
 REQUESTS = "gunicorn_worker_requests_total"
 BUSY = "gunicorn_worker_busy_seconds_total"
 CPU = "gunicorn_worker_cpu_seconds_total"
+
+NOBODY = 65534
 
 EVERY_KIND = [
     {"GUNICORN_WORKER_CLASS": worker_class, "GUNICORN_PRELOAD_APP": preload}
@@ -297,7 +301,57 @@ def _is_alive(pid: int) -> bool:
         return False
 
 
-def test_upgraded_arbiter_goes_on_counting(running: Gunicorn) -> None:
+def test_gunicorn_and_metrics_outlive_a_removal_of_their_directory(running: Gunicorn) -> None:
+    old = running.workers()
+    shutil.rmtree(running.counts)
+    running.signal(signal.SIGHUP)
+    wait_until(
+        lambda: running.counts.exists() and replaced(running, old), 20, "workers that count again"
+    )
+    assert running.get().ok
+    metrics = wait_for_metrics(running, lambda m: total(m, REQUESTS) == 1, "the request")
+    assert metrics["gunicorn_workers_configured"] == 2
+    assert running.process.poll() is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give workers another user")
+def test_workers_of_another_user_are_measured(tmp_path: Path) -> None:
+    ours = tmp_path / "gunicorn.conf.py"
+    # Root's Python and modules may be closed to others: all is imported before, by root.
+    user = f"user = group = {NOBODY}"
+    ours.write_text(f"{CONFIG.read_text()}\nimport encodings.idna\npreload_app = True\n{user}\n")
+    settings = {"GUNICORN_WORKERS": "1", "PROMETHEUS_MULTIPROC_DIR": ""}  # gunicorn makes one
+    with gunicorn(ours, **settings) as running:
+        already = total(idle_metrics(running), REQUESTS)
+        running.get()
+        wait_for_metrics(running, lambda m: total(m, REQUESTS) == already + 1, "the request")
+
+
+def test_request_that_another_hook_refuses_takes_no_time(tmp_path: Path) -> None:
+    ours = tmp_path / "gunicorn.conf.py"
+    ours.write_text(
+        f"""{CONFIG.read_text()}
+import telemetry.hooks
+
+def pre_request(worker, req):
+    if req.path == "/refused":
+        raise PermissionError("refused")
+    telemetry.hooks.pre_request(worker, req)
+"""
+    )
+    with gunicorn(ours, GUNICORN_WORKERS="1") as running:
+        before = idle_metrics(running)
+        for _ in range(6):
+            with contextlib.suppress(requests.ConnectionError):
+                running.get("/refused")
+        after = wait_for_metrics(
+            running, lambda m: running.get().ok and total(m, IN_FLIGHT) == 0, "an answer"
+        )
+        assert total(after, BUSY) - total(before, BUSY) < 5
+        assert after["gunicorn_workers"] == 1
+
+
+def test_upgraded_arbiter_goes_on_counting(running: Gunicorn, tmp_path: Path) -> None:
     running.get()
     old, before = running.workers(), running.metrics()
     running.signal(signal.SIGUSR2)
@@ -314,6 +368,11 @@ def test_upgraded_arbiter_goes_on_counting(running: Gunicorn) -> None:
         assert exits(after)["exit"] == len(old)
         assert_counters_went_on(before, after)
         assert_counters_went_on(both, after)
+        # The counts are the new arbiter's now, and nobody else's.
+        other = Gunicorn(tmp_path, {"PROMETHEUS_MULTIPROC_DIR": str(running.counts)})
+        assert other.process.wait(20) != 0
+        assert "another gunicorn counts there" in other.log_file.read_text()
+        assert_counters_went_on(after, running.metrics())
     finally:
         os.kill(new_arbiter, signal.SIGTERM)
         wait_until(lambda: not _is_alive(new_arbiter), 20, "the new arbiter has ended")

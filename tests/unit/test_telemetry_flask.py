@@ -1,10 +1,13 @@
 """What the telemetry's one line does to a Flask application, under gunicorn or not."""
 
+from collections.abc import Callable
+
 import pytest
 from flask import Flask, Response
 from prometheus_client import CollectorRegistry
 from telemetry.flask_metrics import FlaskMetrics
 from telemetry.recorder import ENDPOINT_KEY
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import EnvironBuilder
 
 
@@ -58,6 +61,36 @@ def test_answers_of_a_middleware_are_unmatched_or_excluded_by_their_path(app: Fl
     FlaskMetrics(app, excluded_paths="/internal", registry=CollectorRegistry())
     assert noted(app, "/elsewhere") == ("unmatched", "unmatched")
     assert noted(app, "/internal/x") == ("unmatched", None)
+
+
+Headers = list[tuple[str, str]]
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_headers_of_the_application_are_left_as_they_are(app: Flask, kind: type) -> None:
+    headers = kind([("Content-Type", "text/plain")])
+
+    def ping(_environ: object, start_response: Callable[..., object]) -> list[bytes]:
+        start_response("200 OK", headers, exc_info=None)
+        return [b"pong"]
+
+    app.wsgi_app = ping
+    FlaskMetrics(app, registry=CollectorRegistry())
+    for _ in range(3):
+        assert noted(app, "/ping") == ("unmatched", "unmatched")
+    assert headers == kind([("Content-Type", "text/plain")])
+
+
+def test_application_in_another_sends_one_endpoint(app: Flask) -> None:
+    outer = Flask("outer")
+    outer.wsgi_app = DispatcherMiddleware(outer.wsgi_app, {"/api": app})
+    for each in (app, outer):
+        FlaskMetrics(each, registry=CollectorRegistry())
+    sent: Headers = []
+    environ = EnvironBuilder("/api/users/7").get_environ()
+    outer(environ, lambda _status, headers, *_: sent.extend(headers))
+    endpoints = [value for name, value in sent if name == "X-Endpoint"]
+    assert endpoints == [environ[ENDPOINT_KEY]] == ["/users/<int:number>"]
 
 
 @pytest.mark.parametrize("decorator", ["do_not_track", "exclude_all_metrics"])

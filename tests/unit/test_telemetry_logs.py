@@ -5,12 +5,15 @@ import logging
 import os
 import socket
 import sys
+import uuid
 from collections.abc import Iterator
 from select import PIPE_BUF
 
 import pytest
 from app import app
 from telemetry import logs
+
+from tests.stacks import wait_until
 
 
 def test_record_is_one_json_object() -> None:
@@ -72,6 +75,21 @@ def test_request_is_one_json_object_soon(log_and_reader: Log) -> None:
         "duration": 0.012346,
         "worker": 3,
     }
+
+
+def test_log_outlives_a_time_in_which_it_cannot_be_written() -> None:
+    reader, writer = socket.socketpair()
+    log = logs.RequestLog(writer.fileno())
+    reader.close()  # now writing fails
+    log.write((0, None, "GET", "/lost", "/", 200, 0.001, 1))
+    wait_until(log._lines.empty, 10, "an attempt")
+    reader, other = socket.socketpair()
+    reader.settimeout(10)
+    with reader, other, writer:
+        os.dup2(other.fileno(), writer.fileno())
+        log.write((0, uuid.UUID(int=1), "GET", "/next", "/", 200, 0.001, 1))
+        fields = json.loads(reader.recv(1 << 16).splitlines()[-1])
+        assert (fields["path"], fields["request_id"]) == ("/next", str(uuid.UUID(int=1)))
 
 
 def test_lines_are_written_whole_and_so_that_no_other_process_cuts_in(log_and_reader: Log) -> None:

@@ -1,12 +1,18 @@
 """Slots: who gets which, and what they hold after a worker is gone."""
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from telemetry import slots
+
+from tests.stacks import ROOT
+
+ENVIRONMENT = {"PYTHONPATH": str(ROOT / "flask")}
 
 
 @pytest.fixture
@@ -113,3 +119,40 @@ def test_exit_is_counted_by_its_reason(
     assert reading(tmp_path).exits == {"exit": 0, "timeout": 0, "signal": 0} | {reason: 1}
     slots.claim(tmp_path, 2).release(aborted=False, cpu_seconds=0)
     assert sum(reading(tmp_path).exits.values()) == 2
+
+
+def test_process_that_the_application_forks_has_files_of_its_own(tmp_path: Path) -> None:
+    program = f"""
+import os
+from pathlib import Path
+from telemetry import slots
+
+slots.claim(Path({str(tmp_path)!r}), 2).occupy()
+child = os.fork()
+if not child:
+    os._exit(slots.current() != f"1-{{os.getpid()}}")
+assert os.waitpid(child, 0)[1] == 0
+assert slots.current() == 1
+"""
+    subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, check=True, timeout=30)
+
+
+def test_directory_made_for_a_start_that_fails_is_removed() -> None:
+    program = """
+from gunicorn.config import Config
+from telemetry.state import State
+
+print(State(Config()).directory)
+raise SystemExit(1)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    directory = Path(done.stdout.strip())
+    assert (done.returncode, directory.name.startswith("gunicorn-")) == (1, True)
+    assert not directory.exists()
