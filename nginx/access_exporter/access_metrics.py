@@ -319,6 +319,7 @@ class AccessMetrics:
     def dump(self) -> dict[str, Any]:
         """Everything counted, as JSON can hold it."""
         return {
+            "buckets_ms": [*BUCKETS_MS],
             "lines": self.lines,
             "malformed_lines": self.malformed_lines,
             "tables": {it.name: [*it.values.items()] for it in self._tables},
@@ -331,6 +332,8 @@ class AccessMetrics:
         Raises:
             KeyError, TypeError, ValueError: it is not what this version dumps.
         """
+        if dumped["buckets_ms"] != [*BUCKETS_MS]:
+            raise ValueError(f"other buckets: {dumped['buckets_ms']}")
         metrics = cls()
         metrics.lines = dumped["lines"]
         metrics.malformed_lines = dumped["malformed_lines"]

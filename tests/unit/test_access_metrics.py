@@ -247,3 +247,10 @@ def test_counts_survive_being_kept_as_json() -> None:
     assert samples(again) == samples(metrics)
     again.add(HIT)
     assert samples(again)["nginx_endpoint_requests_total"]["/cache-me", "GET", "200", "HIT"] == 2
+
+
+def test_counts_in_other_buckets_are_refused() -> None:
+    dumped = AccessMetrics().dump()
+    dumped["buckets_ms"].insert(8, 300)
+    with pytest.raises(ValueError, match="other buckets"):
+        AccessMetrics.load(dumped)
