@@ -1,7 +1,8 @@
 """The sample app, made slow, failing or chatty on demand. For tests only.
 
 Any URL takes these arguments: `sleep` (seconds before the answer), `status` (answer so instead),
-`header` (`Name=value`, set on the answer), `die` (number of a signal the worker sends itself).
+`header` (`Name=value`, set on the answer), `show` (name of a request's header, whose value the
+answer has in `X-Shown`), `die` (number of a signal the worker sends itself).
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ def misbehave() -> None:
 
 @app.after_request
 def set_header(response: Response) -> Response:
-    """Set the header that the arguments ask for."""
+    """Set the headers that the arguments ask for."""
     if "header" in request.args:
         name, _, value = request.args["header"].partition("=")
         response.headers[name] = value
+    if "show" in request.args:
+        response.headers["X-Shown"] = request.headers.get(request.args["show"], "")
     return response

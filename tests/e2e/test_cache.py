@@ -38,6 +38,7 @@ def test_arguments_host_and_method_make_entries_of_their_own(stack: Stack) -> No
     assert cache_status(url) == "MISS"
     assert cache_status(f"{url}&more=1") == "MISS"
     assert cache_status(url, headers={"Host": "other.example"}) == "MISS"
+    assert cache_status(url, headers={"Host": "other.example:81"}) == "MISS"
     assert requests.head(url, timeout=20).headers["X-Cache-Status"] == "MISS"
     assert cache_status(url) == "HIT"
 

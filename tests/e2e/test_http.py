@@ -43,6 +43,28 @@ def test_info_without_user_agent(stack: Stack) -> None:
     assert response.json()["user-agent"] is None
 
 
+def test_flask_gets_the_host_with_the_port_that_the_client_asked(stack: Stack) -> None:
+    asked = requests.get(f"{stack.http}/info", timeout=10).json()
+    assert asked["host"] == urlsplit(stack.http).netloc
+    named = requests.get(f"{stack.http}/info", headers={"Host": "Example.com"}, timeout=10).json()
+    assert named["host"] == "example.com"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *("X-Forwarded-Proto: https", "X-Forwarded-Ssl: on", "X-Forwarded-Protocol: ssl"),
+        *("X-Forwarded-Port: 1", "X-Forwarded-Prefix: /a", "Forwarded: host=a;proto=https"),
+    ],
+)
+def test_what_a_client_says_of_a_proxy_reaches_nobody(stack: Stack, header: str) -> None:
+    name, _, value = header.partition(": ")
+    url = f"{stack.http}/info?show={name}"
+    response = requests.get(url, headers={name: value}, timeout=10)
+    assert response.status_code == 200
+    assert response.headers.get("X-Shown", "") != value
+
+
 def test_info_does_not_believe_a_client_about_its_address(stack: Stack) -> None:
     honest = requests.get(f"{stack.http}/info", timeout=10).json()
     forged = {"X-Real-IP": "203.0.113.7", "X-Forwarded-For": "203.0.113.7, 198.51.100.1"}
