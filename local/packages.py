@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import venv
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,8 @@ APT = (
     "Debug::NoLocking=1",
 )
 
+ARCHIVES = LOCAL / "apt/archives"
+
 RELOCATED = {
     "prometheus": "/usr/share/prometheus/web",
     "prometheus-alertmanager": "/usr/share/prometheus/alertmanager",
@@ -65,6 +68,9 @@ def ensure_programs(progress: Progress) -> None:
         StackError: a program is neither on PATH nor to be had from the distribution's packages.
     """
     BIN.mkdir(parents=True, exist_ok=True)
+    if any(ARCHIVES.glob("*.deb")):
+        progress("unpacking what was left packed by a start that was interrupted")
+        _unpack_archives()
     missing = [program for program in PROGRAMS if not _link(program)]
     if not missing:
         return
@@ -126,18 +132,24 @@ def _link(program: str) -> bool:
 def _unpack(packages: list[str]) -> None:
     """Fetch packages, with those of their dependencies that the system lacks, and unpack them."""
     (LOCAL / "apt/lists/partial").mkdir(parents=True, exist_ok=True)
-    archives = LOCAL / "apt/archives"
-    (archives / "partial").mkdir(parents=True, exist_ok=True)
+    (ARCHIVES / "partial").mkdir(parents=True, exist_ok=True)
     _run([*APT, "update"], "apt-get could not read the package lists")
     _run(
         [*APT, "install", "--yes", "--download-only", "--no-install-recommends", *packages],
         "apt-get could not fetch the packages",
     )
+    _unpack_archives()
+
+
+def _unpack_archives() -> None:
     PACKAGES.mkdir(parents=True, exist_ok=True)
-    for archive in sorted(archives.glob("*.deb")):
+    archives = sorted(ARCHIVES.glob("*.deb"))
+    for archive in archives:
         _run(["dpkg-deb", "-x", str(archive), str(PACKAGES)], f"{archive} could not be unpacked")
-        archive.unlink()
     _relocate()
+    # Only now, so that the next start finishes what an interruption of this one leaves half done.
+    for archive in archives:
+        archive.unlink()
 
 
 def _relocate() -> None:
@@ -164,8 +176,8 @@ def _relocate() -> None:
 
 
 def _ensure_requirements(path: Path, progress: Progress) -> None:
-    """Install a requirements file, once for each content of it."""
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    """Install a requirements file, once for each content of it and each environment."""
+    digest = hashlib.sha256(path.read_bytes() + _venv_identity().encode()).hexdigest()
     stamp = VENV / "installed" / digest
     if stamp.is_file():
         return
@@ -180,7 +192,8 @@ def _ensure_requirements(path: Path, progress: Progress) -> None:
 def _ensure_venv(progress: Progress) -> Path:
     """A virtual environment with pip, also where Debian's python3-venv is not installed."""
     python = VENV / "bin" / "python"
-    if (VENV / "pip-works").is_file():
+    mark = VENV / "pip-works"
+    if mark.is_file() and mark.read_text() == _venv_identity():
         return python
     progress("making a virtual environment in .local/venv")
     shutil.rmtree(VENV, ignore_errors=True)
@@ -189,8 +202,13 @@ def _ensure_venv(progress: Progress) -> Path:
     if not has_pip:
         wheel = _pip_wheel()
         _run([str(python), f"{wheel}/pip", "install", "--quiet", str(wheel)], "pip did not start")
-    (VENV / "pip-works").touch()
+    mark.write_text(_venv_identity())
     return python
+
+
+def _venv_identity() -> str:
+    """What a virtual environment depends on: it can't be moved, nor used by another Python."""
+    return f"{VENV} {sys.version}"
 
 
 def _pip_wheel() -> Path:

@@ -7,6 +7,7 @@ import dataclasses
 import http.client
 import json
 import os
+import re
 import socket
 import subprocess
 import time
@@ -14,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from local import leftovers
 from local.settings import (
     ROOT,
     SERVICES,
@@ -21,10 +23,12 @@ from local.settings import (
     Service,
     StackError,
     environment,
+    grafana_program,
     ports,
 )
 
 CONFIG = ROOT / "local" / "supervisord.conf"
+SUPERVISORD, SUPERVISORCTL = (VENV / "bin" / name for name in ("supervisord", "supervisorctl"))
 # The longest path Linux takes for a Unix socket, less the suffix supervisor adds in making one.
 LONGEST_SOCKET_PATH = 107 - len(".2147483647")
 
@@ -54,7 +58,26 @@ class Processes:
     @property
     def running(self) -> bool:
         """Whether supervisord answers."""
-        return self._saved.is_file() and self._control("pid").returncode == 0
+        return (
+            self._saved.is_file()
+            and SUPERVISORCTL.is_file()
+            and self._control("pid").returncode == 0
+        )
+
+    def check_paths(self) -> None:
+        """Raise StackError where supervisor can't work with the folders this is in."""
+        for folder in (ROOT, self.run):
+            if odd := re.search(r"[\s'\"%$;\\]", str(folder)):
+                raise StackError(
+                    f"there is a {odd[0]!r} in {str(folder)!r}: "
+                    "move this folder, or set STACK_RUN_DIR, to a path without"
+                )
+        socket_path = str(self.run / "supervisor.sock")
+        if len(os.fsencode(socket_path)) > LONGEST_SOCKET_PATH:
+            raise StackError(
+                f"{socket_path} is too long a path for a Unix socket: "
+                "set STACK_RUN_DIR to a shorter one, or move this folder"
+            )
 
     def start(self, values: dict[str, str]) -> None:
         """Start supervisord and with it every service, with the user's settings.
@@ -62,27 +85,37 @@ class Processes:
         Raises:
             StackError: a port is in use, or a setting or configuration file is wrong.
         """
-        socket_path = str(self.run / "supervisor.sock")
-        if len(os.fsencode(socket_path)) > LONGEST_SOCKET_PATH:
-            raise StackError(
-                f"{socket_path} is too long a path for a Unix socket: "
-                "set STACK_RUN_DIR to a shorter one, or move this folder"
-            )
-        _check_ports(values)
+        self.refuse_leftovers()
+        check_ports(values)
         (self.run / "logs").mkdir(parents=True, exist_ok=True)
         env = environment(values, self.run)
         _run([VENV / "bin" / "python", "-m", "local.render"], env, "the configuration is not valid")
         self._saved.touch(mode=0o600)  # it can hold secrets from the user's settings
         self._saved.write_text(json.dumps(env))
-        _run([VENV / "bin" / "supervisord", "-c", CONFIG], env, "supervisord did not start")
+        _run([SUPERVISORD, "-c", CONFIG], env, "supervisord did not start")
 
     def stop(self) -> None:
         """End every process, last started first, and wait until all are gone."""
         pid = int(self._control("pid").stdout)
         self._control("shutdown")
-        while _alive(pid):
+        while leftovers.alive(pid):
             time.sleep(0.05)
         self._saved.unlink(missing_ok=True)
+
+    def refuse_leftovers(self) -> None:
+        """Raise StackError where processes of a supervisord that was killed run on."""
+        if pids := leftovers.find(self.run):
+            raise StackError(
+                "processes of this stack still run, without the supervisord that started them "
+                f"({', '.join(map(str, pids))}): end them by ./stack down"
+            )
+
+    def end_leftovers(self) -> bool:
+        """End the processes of a supervisord that was killed; whether there were any."""
+        pids = leftovers.find(self.run)
+        leftovers.end(pids)
+        self._saved.unlink(missing_ok=True)
+        return bool(pids)
 
     def control(self, action: str, service: str) -> None:
         """Have supervisor start, stop or restart one service."""
@@ -153,13 +186,16 @@ class Processes:
                 yield name, state
 
     def _control(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [VENV / "bin" / "supervisorctl", "-c", CONFIG, *arguments]
+        command = [SUPERVISORCTL, "-c", CONFIG, *arguments]
         return _output(command, self.saved_environment())
 
     def _log_tail(self, service: str) -> str:
-        path = self.log(service)
-        lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
-        return "\n".join(f"  {line}" for line in lines[-10:]) or "  (nothing)"
+        # What was never started has left nothing: then supervisor knows why.
+        for path in (self.log(service), self.log("supervisord")):
+            lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+            if lines:
+                break
+        return "\n".join(f"  {line}" for line in lines[-10:])
 
 
 def url(service: Service, env: dict[str, str]) -> str:
@@ -169,8 +205,10 @@ def url(service: Service, env: dict[str, str]) -> str:
 
 def check(address: str) -> str:
     """Ask a health check; returns what came instead of 200 within 2 seconds, empty for 200."""
+    # On this machine: not by way of a proxy that the environment names.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(address, timeout=2) as response:
+        with opener.open(address, timeout=2) as response:
             ok = response.status == http.HTTPStatus.OK
             return "" if ok else f"{address}: status {response.status}"
     except (OSError, http.client.HTTPException) as error:
@@ -197,10 +235,12 @@ def _output(command: list[str | Path], env: dict[str, str]) -> subprocess.Comple
     )
 
 
-def _check_ports(values: dict[str, str]) -> None:
+def check_ports(values: dict[str, str]) -> None:
     """Raise StackError naming every port that is in use, and what to set instead."""
     taken = []
     for name, port in ports(values).items():
+        if name == "GRAFANA_PORT" and not grafana_program(values):
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -214,11 +254,3 @@ def _check_ports(values: dict[str, str]) -> None:
             + "\n".join(taken)
             + f"\nSet another in .env or the shell, e.g. {example}=18080 ./stack up"
         )
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True

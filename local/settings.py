@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -44,13 +45,23 @@ SERVICES = (
     Service("grafana", "GRAFANA_PORT", 3000, "/api/health", 3000),
 )
 
+# A comment may follow; without quotes, a space must stand before it.
+ENV_LINE = re.compile(
+    r"""(?:export\s+)?(?P<name>[A-Za-z_]\w*)\s*=\s*
+    (?:(?P<quote>['"])(?P<quoted>.*?)(?P=quote) | (?P<plain>[^\s'"#]\S*(?:\s+[^\s#]\S*)*)?)
+    (?:\s*|\s+\#.*)""",
+    re.VERBOSE,
+)
+
 LAST_PORT = 65535
 # Listeners beside a service's main one: in the containers these are fixed and never published.
 INNER_PORTS = {"FLASK_METRICS_PORT": 9200, "NGINX_STATUS_PORT": 8081}
 
 
 def settings() -> dict[str, str]:
-    """The variables of `.env`, overridden by those of the shell, as Compose reads them.
+    """The variables of `.env`, overridden by those of the shell.
+
+    Read as Compose reads them, but that a value is taken as it stands: `${NAME}` is not filled in.
 
     Raises:
         StackError: a line of `.env` is not NAME=VALUE.
@@ -60,10 +71,10 @@ def settings() -> dict[str, str]:
         line = raw.strip()
         if not line or line.startswith("#"):
             continue
-        name, equals, value = line.partition("=")
-        if not equals or not name.strip().isidentifier():
+        found = ENV_LINE.fullmatch(line)
+        if not found:
             raise StackError(f".env, line {number}: expected NAME=VALUE, found {line!r}")
-        values[name.strip()] = value.strip().strip("'\"")
+        values[found["name"]] = found["quoted"] or found["plain"] or ""
     return values | dict(os.environ)
 
 

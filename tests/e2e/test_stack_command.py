@@ -77,6 +77,19 @@ def test_a_second_up_does_no_harm(local: LocalStack) -> None:
     assert processes_of(local.run) == before
 
 
+def test_a_second_up_that_is_interrupted_leaves_the_stack(local: LocalStack) -> None:
+    local.stop("nginx-exporter")  # so that it has something to wait for
+    command = [ROOT / "stack", "up", "--local"]
+    try:
+        with subprocess.Popen(command, env=local.environment, stdout=subprocess.PIPE) as second:
+            assert b"already running" in second.stdout.readline()
+            second.send_signal(signal.SIGINT)
+            assert second.wait(30) == 130
+        assert requests.get(local.http, timeout=10).text == "Hello World!"
+    finally:
+        local.start("nginx-exporter")
+
+
 def test_a_service_that_dies_is_started_again(local: LocalStack) -> None:
     before = local.main_process("nginx-exporter")
     local.kill("nginx-exporter")
@@ -126,7 +139,27 @@ def test_a_service_that_cannot_start_is_shown_with_its_log() -> None:
         broken.down()
 
 
-def test_ctrl_c_ends_an_attached_stack() -> None:
+def test_what_a_killed_supervisord_leaves_is_told_and_ended() -> None:
+    with launch("local", {"WSGI_APP": "wsgi:app"}) as stack:
+        assert isinstance(stack, LocalStack)
+        os.kill(int((stack.run / "supervisord.pid").read_text()), signal.SIGKILL)
+        for command in ("up --local", "status"):
+            done = run_stack(stack, *command.split())
+            assert done.returncode == 1
+            assert "still run" in done.stderr
+            assert "./stack down" in done.stderr
+        assert requests.get(stack.http, timeout=10).text == "Hello World!"
+        done = run_stack(stack, "down")
+        assert done.returncode == 0
+        assert "killed" in done.stdout
+        with pytest.raises(requests.ConnectionError):
+            requests.get(stack.http, timeout=10)
+        assert processes_of(stack.run) == []
+        assert run_stack(stack, "up", "--local").returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_service_managers_end_an_attached_stack(number: signal.Signals) -> None:
     stack = LocalStack({})
     command = [ROOT / "stack", "up", "--local", "--attach"]
     with subprocess.Popen(
@@ -140,7 +173,8 @@ def test_ctrl_c_ends_an_attached_stack() -> None:
             wait_until(
                 lambda: requests.get(stack.http, timeout=5).text == "Hello World!", 60, "it to run"
             )
-            os.killpg(shown.pid, signal.SIGINT)
+            # Ctrl-C reaches all of a terminal's processes.
+            (os.killpg if number == signal.SIGINT else os.kill)(shown.pid, number)
             shown.wait(60)
             assert processes_of(stack.run) == []
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("PATH", str(programs))
     monkeypatch.setattr(packages, "BIN", tmp_path / "bin")
     monkeypatch.setattr(packages, "PACKAGES", tmp_path / "packages")
+    monkeypatch.setattr(packages, "ARCHIVES", tmp_path / "archives")
     return programs
 
 
@@ -54,3 +56,31 @@ def test_a_link_to_a_program_that_is_gone_is_made_anew(folder: Path, tmp_path: P
 def test_a_failing_command_tells_what_it_said(tmp_path: Path) -> None:
     with pytest.raises(StackError, match=r"it broke:\n.*no-such-file"):
         packages._run(["cat", str(tmp_path / "no-such-file")], "it broke")
+
+
+def test_what_an_interrupted_start_left_packed_is_unpacked(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+    (root / "DEBIAN").mkdir(parents=True)
+    (root / "DEBIAN" / "control").write_text(
+        "Package: x\nVersion: 1\nArchitecture: all\nMaintainer: x <x@example.com>\nDescription: x\n"
+    )
+    (root / "usr/bin").mkdir(parents=True)
+    (root / "usr/bin/prometheus").write_text("whole")
+    (tmp_path / "archives").mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.defpath}")
+    packages._run(["dpkg-deb", "--build", str(root), str(tmp_path / "archives/x.deb")], "no")
+    half = tmp_path / "packages/usr/bin/prometheus"
+    half.parent.mkdir(parents=True)
+    half.write_text("ha")
+    install(folder, *packages.PROGRAMS)
+    packages.ensure_programs(lambda _: None)
+    assert half.read_text() == "whole"
+    assert not list((tmp_path / "archives").glob("*.deb"))
+
+
+def test_an_environment_is_for_one_place_and_one_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = packages._venv_identity()
+    monkeypatch.setattr(packages, "VENV", Path("/elsewhere"))
+    assert packages._venv_identity() != here

@@ -1,15 +1,20 @@
-"""What `./stack` says of a service that is not healthy."""
+"""What `./stack` says of services that are not healthy, and of places where they could not run."""
 
 from __future__ import annotations
 
 import http.server
+import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from local.processes import check
+from local.processes import Processes, check, check_ports
+from local.settings import SERVICES, StackError
 from tests.stacks import free_port
+
+PORTS = [service.port_variable for service in SERVICES if service.name != "grafana"]
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -45,3 +50,24 @@ def test_another_answer_is_named_with_its_address(server: str, status: str) -> N
 def test_a_service_that_does_not_listen_is_named_with_its_address() -> None:
     address = f"http://127.0.0.1:{free_port()}/200"
     assert "refused" in check(address).removeprefix(address)
+
+
+def test_a_health_check_goes_by_no_proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert check(f"{server}/200") == ""
+
+
+@pytest.mark.parametrize("name", ["my folder", "it's", "50%", "a;b", "x" * 100])
+def test_a_path_that_supervisor_cannot_take_is_refused(name: str) -> None:
+    with pytest.raises(StackError, match="STACK_RUN_DIR"):
+        Processes(Path("/run", name)).check_paths()
+
+
+def test_only_the_port_of_what_will_run_must_be_free() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        values = {"PATH": "/nowhere", "GRAFANA_PORT": str(other.getsockname()[1])}
+        values |= {name: str(free_port()) for name in PORTS}
+        check_ports(values)
+        with pytest.raises(StackError, match="PROMETHEUS_PORT="):
+            check_ports(values | {"PROMETHEUS_PORT": values.pop("GRAFANA_PORT")})

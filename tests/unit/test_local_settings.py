@@ -39,9 +39,36 @@ def test_env_file_is_read_and_the_shell_wins(
 ) -> None:
     (tmp_path / ".env").write_text("# comment\n\nHTTP_PORT=81\nQUOTED='a b'\nFLASK_PORT=82\n")
     monkeypatch.setattr(settings, "ROOT", tmp_path)
+    monkeypatch.delenv("HTTP_PORT", raising=False)
     monkeypatch.setenv("FLASK_PORT", "83")
     values = settings.settings()
     assert (values["HTTP_PORT"], values["QUOTED"], values["FLASK_PORT"]) == ("81", "a b", "83")
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("A=81", "81"),
+        ("A =  81  ", "81"),
+        ("A=81 # mine", "81"),
+        ("A=x#y", "x#y"),
+        ("A=two  words", "two  words"),
+        ("A='x # y' # z", "x # y"),
+        ('A="it\'s"', "it's"),
+        ("A=http://h:1/?a=b&c=$d", "http://h:1/?a=b&c=$d"),
+        ("export A=81", "81"),
+        ("A=", ""),
+        ("A= # nothing", ""),
+        ("A=''", ""),
+    ],
+)
+def test_a_line_of_env_is_read_as_compose_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, value: str
+) -> None:
+    (tmp_path / ".env").write_text(f"{line}\n")
+    monkeypatch.setattr(settings, "ROOT", tmp_path)
+    monkeypatch.delenv("A", raising=False)
+    assert settings.settings()["A"] == value
 
 
 def test_a_bad_line_of_env_is_refused_with_its_number(

@@ -1,0 +1,72 @@
+"""Finds and ends processes of the stack whose supervisord was killed.
+
+supervisord leads a session, and what it starts stays in that. Whether a session is this stack's
+tells the run directory, in the environment or the command line of one of its processes: the number
+in an old pid file may be somebody else's by now.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+# Longer than gunicorn and nginx take to end their requests.
+SECONDS_TO_END = 40
+
+
+class _Stat(NamedTuple):
+    state: str
+    session: int
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; one that nobody has waited for yet (a zombie) does not."""
+    stat = _stat(pid)
+    return stat is not None and stat.state not in "ZX"
+
+
+def find(run: Path) -> list[int]:
+    """The processes of the stack whose run directory this is, its supervisord first if it lives."""
+    try:
+        leader = int((run / "supervisord.pid").read_text())
+    except (FileNotFoundError, ValueError):
+        return []
+    pids = sorted(int(path.name) for path in Path("/proc").glob("[0-9]*"))
+    members = [pid for pid in pids if (stat := _stat(pid)) and stat.session == leader]
+    running = [pid for pid in members if alive(pid)]
+    return running if any(_knows(pid, run) for pid in running) else []
+
+
+def end(pids: list[int]) -> None:
+    """End these processes, by force where they take too long, and return when they are gone."""
+    for number, seconds in ((signal.SIGTERM, SECONDS_TO_END), (signal.SIGKILL, 5)):
+        for pid in filter(alive, pids):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        deadline = time.monotonic() + seconds
+        while any(map(alive, pids)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+def _stat(pid: int) -> _Stat | None:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # After the name, which stands in brackets: state, parent, group, session. See proc_pid_stat(5).
+    state, _parent, _group, session, *_ = text.rpartition(")")[2].split()
+    return _Stat(state, int(session))
+
+
+def _knows(pid: int, run: Path) -> bool:
+    # nginx writes its title over its environment; its command line has the directory.
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # another user's, or gone
+        return False
+    return os.fsencode(f"STACK_RUN_DIR={run}") in environment or os.fsencode(f"{run}/") in command
