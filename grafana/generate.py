@@ -1,4 +1,4 @@
-"""Writes the dashboards' JSON, the files Grafana loads: `python grafana/generate.py`."""
+"""Writes the dashboards' JSON, the files Grafana loads: `python3 grafana/generate.py`."""
 
 import json
 from pathlib import Path
