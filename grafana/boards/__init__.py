@@ -1,1 +1,1 @@
-"""The dashboards as Python; `python grafana/generate.py` writes their JSON."""
+"""The dashboards as Python; `python3 grafana/generate.py` writes their JSON."""

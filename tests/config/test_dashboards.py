@@ -71,7 +71,7 @@ each_panel = pytest.mark.parametrize(
 def test_the_json_is_what_the_python_writes() -> None:
     written = {f"{each['uid']}.json": generate.render(each) for each in generate.dashboards()}
     assert {path.name: path.read_text() for path in FILES} == written, (
-        "stale: run `python grafana/generate.py`"
+        "stale: run `python3 grafana/generate.py`"
     )
 
 
