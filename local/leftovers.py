@@ -30,11 +30,13 @@ def alive(pid: int) -> bool:
 
 
 def find(run: Path) -> list[int]:
-    """The processes of the stack whose run directory this is, its supervisord first if it lives."""
+    """The processes of the stack whose run directory this is, its supervisord included."""
     try:
         leader = int((run / "supervisord.pid").read_text())
     except (FileNotFoundError, ValueError):
         return []
+    if leader == os.getsid(0):
+        return []  # an old number, which this terminal's session has by now
     pids = sorted(int(path.name) for path in Path("/proc").glob("[0-9]*"))
     members = [pid for pid in pids if (stat := _stat(pid)) and stat.session == leader]
     running = [pid for pid in members if alive(pid)]
