@@ -71,6 +71,9 @@ class Launcher:
         """End the metrics server for good."""
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._terminate()
+        if self._pid:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._pid, 0)
 
     def forget(self) -> None:
         """Close, in a worker, what only the arbiter should hold."""
@@ -85,7 +88,7 @@ class Launcher:
     def _terminate(self) -> None:
         if self._pid:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGTERM)
+                os.kill(self._pid, signal.SIGKILL)  # it has nothing to finish
 
     def _ended(self) -> bool:
         if not self._pid:
