@@ -37,10 +37,14 @@ def find(run: Path) -> list[int]:
         return []
     if leader == os.getsid(0):
         return []  # an old number, which this terminal's session has by now
-    pids = sorted(int(path.name) for path in Path("/proc").glob("[0-9]*"))
-    members = [pid for pid in pids if (stat := _stat(pid)) and stat.session == leader]
-    running = [pid for pid in members if alive(pid)]
+    running = session(leader)
     return running if any(_knows(pid, run) for pid in running) else []
+
+
+def session(leader: int) -> list[int]:
+    """The processes of a session that run."""
+    pids = sorted(int(path.name) for path in Path("/proc").glob("[0-9]*"))
+    return [pid for pid in pids if (stat := _stat(pid)) and stat.session == leader and alive(pid)]
 
 
 def end(pids: list[int]) -> None:

@@ -100,6 +100,7 @@ class Processes:
         self._control("shutdown")
         while leftovers.alive(pid):
             time.sleep(0.05)
+        leftovers.end(leftovers.session(pid))
         self._saved.unlink(missing_ok=True)
 
     def refuse_leftovers(self) -> None:
