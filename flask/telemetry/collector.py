@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ from telemetry import slots
 # accepted as tcpi_unacked, and how many may wait as tcpi_sacked.
 TCP_INFO = struct.Struct("8B6I")
 UNACKED, SACKED = 12, 13
-TRIES = 3
+TRIES, SECONDS_BETWEEN_TRIES = 20, 0.01
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
@@ -184,6 +185,7 @@ class RequestCollector:
             # A worker that ended took its gauges' file with it, or a new one's is still empty.
             with suppress(FileNotFoundError, struct.error):
                 return list(self._files.collect())
+            time.sleep(SECONDS_BETWEEN_TRIES)
         return list(self._files.collect())
 
 
