@@ -166,11 +166,9 @@ class Stack:
         """The service's processes, its main one first."""
         found = [_process(self.main_process(service))]
         for parent in found:  # grows as children are found
-            found += [
-                _process(int(child))
-                for task in Path(f"/proc/{parent.pid}/task").iterdir()
-                for child in (task / "children").read_text().split()
-            ]
+            for child in _children(parent.pid):
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    found.append(_process(child))
         return found
 
     def metrics(self, service: str) -> str:
@@ -370,6 +368,17 @@ def _grafana_image() -> bool:
         if subprocess.run(command, capture_output=True, check=False, timeout=600).returncode == 0:
             return True
     return False
+
+
+def _children(pid: int) -> list[int]:
+    """The processes that one has started; none where it has ended meanwhile."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return [
+            int(child)
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            for child in (task / "children").read_text().split()
+        ]
+    return []
 
 
 def _process(pid: int) -> Process:
