@@ -60,8 +60,6 @@ def test_scaling_to_three_and_back_fails_no_request(stack: Stack) -> None:
         scale(3)
         wait_until(lambda: replicas_seen() == (3, 3), 30, "Prometheus to see 3 replicas")
         wait_until(lambda: replicas_asked() == 3, 30, "nginx to ask all 3 replicas")
-        # Kills a worker of each replica that nginx tries it on; the others get on with the rest.
-        assert requests.get(f"{stack.http}/?die=9", timeout=20).status_code == 502
         scale(1)
         wait_until(lambda: replicas_seen() == (1, 1), 30, "Prometheus to see 1 replica")
         answers = sum(client.answers for client in clients)
