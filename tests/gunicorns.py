@@ -15,7 +15,7 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 from telemetry import slots
 
-from tests.stacks import ROOT, free_port, wait_until
+from tests.stacks import ROOT, children, free_port, wait_until
 
 CONFIG = ROOT / "flask" / "gunicorn.conf.py"
 START_SECONDS = STOP_SECONDS = 30
@@ -99,18 +99,18 @@ class Gunicorn:
 
     def children(self) -> list[int]:
         """Return the pids of the arbiter's children."""
-        return _children(self.process.pid)
+        return children(self.process.pid)
 
     def workers(self, arbiter: int | None = None) -> dict[str, int]:
         """Return the pids of the workers by slot."""
-        children = _children(arbiter or self.process.pid)
+        forked = children(arbiter or self.process.pid)
         readings = slots.read_all(self.counts)
-        return {str(each.number): each.pid for each in readings if each.pid in children}
+        return {str(each.number): each.pid for each in readings if each.pid in forked}
 
     def metrics_server(self) -> int | None:
         """Return the pid of the process that serves the metrics."""
         return next(
-            (pid for pid in _children(self.process.pid) if b"telemetry.server" in _command(pid)),
+            (pid for pid in children(self.process.pid) if b"telemetry.server" in _command(pid)),
             None,
         )
 
@@ -165,10 +165,6 @@ def total(metrics: dict[str, float], name: str) -> float:
 def _series(name: str, labels: dict[str, str]) -> str:
     pairs = ",".join(f'{label}="{value}"' for label, value in sorted(labels.items()))
     return f"{name}{{{pairs}}}" if pairs else name
-
-
-def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def _command(pid: int) -> bytes:

@@ -166,7 +166,7 @@ class Stack:
         """The service's processes, its main one first."""
         found = [_process(self.main_process(service))]
         for parent in found:  # grows as children are found
-            for child in _children(parent.pid):
+            for child in children(parent.pid):
                 with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                     found.append(_process(child))
         return found
@@ -370,7 +370,7 @@ def _grafana_image() -> bool:
     return False
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
     """The processes that one has started; none where it has ended meanwhile."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         return [
