@@ -72,19 +72,19 @@ class FlaskMetrics(PrometheusMetrics):
         flask_request = environ.get("werkzeug.request")  # none where a middleware answered
         rule = flask_request.url_rule if flask_request else None
         endpoint = _header_value(rule.rule) if rule else UNMATCHED
-        path = flask_request.path if flask_request else environ.get("PATH_INFO", "")
-        environ[ENDPOINT_KEY] = endpoint if self._is_counted(flask_request, path) else None
+        environ[ENDPOINT_KEY] = endpoint if self._is_counted(flask_request, environ) else None
         return endpoint
 
-    def _is_counted(self, flask_request: Request | None, path: str) -> bool:
+    def _is_counted(self, flask_request: Request | None, environ: dict[str, Any]) -> bool:
         # Set by the library's decorators.
         if hasattr(flask_request, "prom_do_not_track") or hasattr(
             flask_request, "prom_exclude_all"
         ):
             return False
-        return not self.excluded_paths or not any(
-            pattern.match(path) for pattern in self.excluded_paths
-        )
+        if not self.excluded_paths:
+            return True
+        path = flask_request.path if flask_request else environ.get("PATH_INFO", "")
+        return not any(pattern.match(path) for pattern in self.excluded_paths)
 
     def _count_exception(self, _app: Flask, **_extra: object) -> None:
         self.note(request.environ)

@@ -63,9 +63,6 @@ def test_answers_of_a_middleware_are_unmatched_or_excluded_by_their_path(app: Fl
     assert noted(app, "/internal/x") == ("unmatched", None)
 
 
-Headers = list[tuple[str, str]]
-
-
 @pytest.mark.parametrize("kind", [list, tuple])
 def test_headers_of_the_application_are_left_as_they_are(app: Flask, kind: type) -> None:
     headers = kind([("Content-Type", "text/plain")])
@@ -86,7 +83,7 @@ def test_application_in_another_sends_one_endpoint(app: Flask) -> None:
     outer.wsgi_app = DispatcherMiddleware(outer.wsgi_app, {"/api": app})
     for each in (app, outer):
         FlaskMetrics(each, registry=CollectorRegistry())
-    sent: Headers = []
+    sent: list[tuple[str, str]] = []
     environ = EnvironBuilder("/api/users/7").get_environ()
     outer(environ, lambda _status, headers, *_: sent.extend(headers))
     endpoints = [value for name, value in sent if name == "X-Endpoint"]
