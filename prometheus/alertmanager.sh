@@ -32,18 +32,19 @@ read_secrets() {
         if [ -e "$path" ] && [ ! -r "$path" ]; then
             refuse "user $(id -u) may not read $path: chmod a+rX it"
         fi
-        case $(basename "$path") in
+        name=$(basename "$path")
+        case $name in
         *[!a-z_]*) continue ;;    # an editor's backup, or no file at all
         esac
         [ -f "$path" ] || continue
         # The first line that is not empty; a file from Windows has a carriage return, too.
         value=$(tr -d '\r' < "$path" | sed -n '/[^[:space:]]/{p;q;}')
         [ -n "$value" ] || refuse "$path is empty: put the value in it, or remove it"
-        case $path in
+        case $name in
         # Alertmanager would print what is no URL.
         *_url) printf '%s\n' "$value" | grep -Eqx 'https?://[^[:space:]]+' || refuse "there is no URL in $path" ;;
         esac
-        export "$(basename "$path" | tr '[:lower:]' '[:upper:]')=$(printf '%s\n' "$value" | double_quotes)"
+        export "$(printf '%s' "$name" | tr '[:lower:]' '[:upper:]')=$(printf '%s\n' "$value" | double_quotes)"
     done
 }
 
@@ -55,7 +56,7 @@ END"
 
 # In a subshell, so that the secrets do not stay in the environment.
 (
-    secrets=${ALERT_SECRETS_DIR:-/run/secrets}
+    secrets=${ALERT_SECRETS_DIR:-/run/secrets}    # as it is before its own quotes are doubled
     read_environment
     read_secrets "$secrets"
     while IFS= read -r line; do
