@@ -1,7 +1,8 @@
 """The sample application. Put your own in its place; telemetry/ goes with any Flask app."""
 
 from flask import Flask, Response, jsonify, request
-from telemetry.flask_metrics import FlaskMetrics
+
+from gunicorn_flask_telemetry.flask_metrics import FlaskMetrics
 
 app = Flask(__name__)
 metrics = FlaskMetrics(app)

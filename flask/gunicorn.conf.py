@@ -6,7 +6,7 @@ An invalid value stops the start. Gunicorn's own reference explains what the set
 import os
 from collections.abc import Collection
 
-from telemetry.hooks import *  # noqa: F403  the metrics and the JSON logs
+from gunicorn_flask_telemetry.hooks import *  # noqa: F403  the metrics and the JSON logs
 
 
 def text(name: str, default: str, allowed: Collection[str] = ()) -> str:

@@ -4,16 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from boards.endpoint import endpoint
-from boards.monitoring import monitoring
-from boards.overview import overview
+from generator.monitoring import monitoring
+from generator.overview import overview
+from generator.route import route
 
 FOLDER = Path(__file__).parent / "dashboards"
 
 
 def dashboards() -> list[dict[str, Any]]:
     """All dashboards, the home page first."""
-    return [overview(), endpoint(), monitoring()]
+    return [overview(), route(), monitoring()]
 
 
 def render(dashboard: dict[str, Any]) -> str:

@@ -37,6 +37,8 @@ SERVICE_REQUIREMENTS = (
     ROOT / "nginx" / "access_exporter" / "requirements.txt",
     ROOT / "local" / "requirements.txt",
 )
+# Our own packages; what they depend on is in the requirements above.
+SERVICE_PACKAGES = (ROOT / "flask" / "telemetry", ROOT / "nginx" / "access_exporter")
 TEST_REQUIREMENTS = (ROOT / "tests" / "requirements.txt",)
 APT = (
     "apt-get",
@@ -92,6 +94,8 @@ def ensure_python(progress: Progress, *, tests: bool) -> None:
     requirements = SERVICE_REQUIREMENTS + (TEST_REQUIREMENTS if tests else ())
     for path in requirements:
         _ensure_requirements(path, progress)
+    for folder in SERVICE_PACKAGES:
+        _ensure_package(folder, progress)
 
 
 def mime_types() -> Path:
@@ -177,16 +181,32 @@ def _relocate() -> None:
 
 def _ensure_requirements(path: Path, progress: Progress) -> None:
     """Install a requirements file, once for each content of it and each environment."""
-    digest = hashlib.sha256(path.read_bytes() + _venv_identity().encode()).hexdigest()
-    stamp = VENV / "installed" / digest
-    if stamp.is_file():
+    _install_once(path, path.read_bytes(), ["--requirement", str(path)], progress)
+
+
+def _ensure_package(folder: Path, progress: Progress) -> None:
+    """Install a package of this repository, once for each content of it and each environment."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    content = b"".join(
+        os.fsencode(path) + path.read_bytes() for path in files if "__pycache__" not in path.parts
+    )
+    # pip takes no local folder under --require-hashes, which the requirements have.
+    options = ["--no-deps", "--no-build-isolation", "--force-reinstall", str(folder)]
+    _install_once(folder, content, options, progress)
+
+
+def _install_once(path: Path, content: bytes, options: list[str], progress: Progress) -> None:
+    name = path.relative_to(ROOT)
+    digest = hashlib.sha256(content + _venv_identity().encode()).hexdigest()
+    stamp = VENV / "installed" / str(name).replace("/", "_")
+    if stamp.is_file() and stamp.read_text() == digest:
         return
     python = _ensure_venv(progress)
-    progress(f"installing {path.relative_to(ROOT)}")
+    progress(f"installing {name}")
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-    _run([*pip, "--requirement", str(path)], f"pip could not install {path.relative_to(ROOT)}")
+    _run([*pip, *options], f"pip could not install {name}")
     stamp.parent.mkdir(exist_ok=True)
-    stamp.touch()
+    stamp.write_text(digest)
 
 
 def _ensure_venv(progress: Progress) -> Path:

@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from local import leftovers
+from local import orphans
 from local.settings import (
     ROOT,
     SERVICES,
@@ -85,7 +85,7 @@ class Processes:
         Raises:
             StackError: a port is in use, or a setting or configuration file is wrong.
         """
-        self.refuse_leftovers()
+        self.refuse_orphans()
         check_ports(values)
         (self.run / "logs").mkdir(parents=True, exist_ok=True)
         env = environment(values, self.run)
@@ -98,23 +98,23 @@ class Processes:
         """End every process, last started first, and wait until all are gone."""
         pid = int(self._control("pid").stdout)
         self._control("shutdown")
-        while leftovers.alive(pid):
+        while orphans.alive(pid):
             time.sleep(0.05)
-        leftovers.end(leftovers.session(pid))
+        orphans.end(orphans.session(pid))
         self._saved.unlink(missing_ok=True)
 
-    def refuse_leftovers(self) -> None:
+    def refuse_orphans(self) -> None:
         """Raise StackError where processes of a supervisord that was killed run on."""
-        if pids := leftovers.find(self.run):
+        if pids := orphans.find(self.run):
             raise StackError(
                 "processes of this stack still run, without the supervisord that started them "
                 f"({', '.join(map(str, pids))}): end them by ./stack down"
             )
 
-    def end_leftovers(self) -> bool:
+    def end_orphans(self) -> bool:
         """End the processes of a supervisord that was killed; whether there were any."""
-        pids = leftovers.find(self.run)
-        leftovers.end(pids)
+        pids = orphans.find(self.run)
+        orphans.end(pids)
         self._saved.unlink(missing_ok=True)
         return bool(pids)
 

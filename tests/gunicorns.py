@@ -13,11 +13,13 @@ from pathlib import Path
 
 import requests
 from prometheus_client.parser import text_string_to_metric_families
-from telemetry import slots
 
+from gunicorn_flask_telemetry import slots
 from tests.stacks import ROOT, children, free_port, wait_until
 
 CONFIG = ROOT / "flask" / "gunicorn.conf.py"
+# What the command line of the process that serves the metrics contains.
+METRICS_SERVER = "gunicorn_flask_telemetry.server"
 START_SECONDS = STOP_SECONDS = 30
 
 
@@ -110,7 +112,11 @@ class Gunicorn:
     def metrics_server(self) -> int | None:
         """Return the pid of the process that serves the metrics."""
         return next(
-            (pid for pid in children(self.process.pid) if b"telemetry.server" in _command(pid)),
+            (
+                pid
+                for pid in children(self.process.pid)
+                if METRICS_SERVER.encode() in _command(pid)
+            ),
             None,
         )
 

@@ -28,7 +28,6 @@ from pathlib import Path
 from urllib.request import urlopen
 
 ROOT = Path(__file__).parents[2]
-EXPORTER = ROOT / "nginx" / "access_exporter" / "access_exporter.py"
 LOG_TEMPLATE = ROOT / "nginx" / "templates" / "access-metrics.conf.template"
 CONNECTIONS = 32
 ORIGIN_PORT = 22100
@@ -59,10 +58,10 @@ http {{
     proxy_cache cache;
     proxy_cache_valid 1d;
     proxy_cache_key $request_uri;
-    proxy_hide_header X-Endpoint;
+    proxy_hide_header X-Route;
     server {{
         listen 127.0.0.1:{origin};
-        location / {{ add_header X-Endpoint /cache-me; return 200 "a short text"; }}
+        location / {{ add_header X-Route /cache-me; return 200 "a short text"; }}
     }}
     {servers}
 }}
@@ -117,7 +116,8 @@ def run(folder: Path, stack: ExitStack, rounds: int, seconds: int) -> None:
         "nginx-access-exporter": stack.enter_context(
             start(
                 sys.executable,
-                str(EXPORTER),
+                "-m",
+                "nginx_access_exporter",
                 f"--log.path={logs['nginx-access-exporter']}",
                 f"--web.listen-address=127.0.0.1:{READER_PORTS['nginx-access-exporter']}",
             )

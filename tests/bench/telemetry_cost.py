@@ -65,12 +65,12 @@ child_exit = lambda server, worker: (
     "ours": (
         HELLO
         + """
-from telemetry.flask_metrics import FlaskMetrics
+from gunicorn_flask_telemetry.flask_metrics import FlaskMetrics
 FlaskMetrics(app)
 """,
         SETTINGS
         + """
-from telemetry.hooks import *
+from gunicorn_flask_telemetry.hooks import *
 """,
     ),
 }
@@ -131,7 +131,7 @@ def _children(pid: int) -> list[int]:
     return [
         int(child)
         for child in children
-        if b"telemetry.server" not in Path(f"/proc/{child}/cmdline").read_bytes()
+        if b"gunicorn_flask_telemetry.server" not in Path(f"/proc/{child}/cmdline").read_bytes()
     ]
 
 

@@ -325,7 +325,7 @@ def test_secrets_are_in_one_private_file_only(started: Callable[..., str], tmp_p
 @pytest.mark.parametrize(
     ("labels", "receiver"),
     [
-        (["alertname=CacheMissRatioHigh", "endpoint=/cache-me", "severity=page"], "page"),
+        (["alertname=CacheMissRatioHigh", "route=/cache-me", "severity=page"], "page"),
         (["alertname=WorkerKilled", "severity=ticket"], "ticket"),
         (["alertname=SomethingOfYourOwn"], "ticket"),
         (["alertname=SomethingToBeSeen", "severity=info"], "nobody"),

@@ -23,7 +23,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 GRAFANA = ROOT / "grafana"
 FILES = sorted((GRAFANA / "dashboards").glob("*.json"))
-UIDS = {"stack-overview", "endpoint", "monitoring"}
+UIDS = {"stack-overview", "route", "monitoring"}
 
 # Ids of Grafana's value formats.
 UNITS = {"Bps", "bytes", "cps", "opm", "ops", "percentunit", "recps", "reqps", "s", "short"}
@@ -160,7 +160,7 @@ def test_panel_datasource_rule(dashboard: Dashboard) -> None:
 
 @each_dashboard
 def test_template_instance_rule(dashboard: Dashboard) -> None:
-    """As for endpoint: where a query filters by a variable, the dashboard has it, with an All."""
+    """As for route: where a query filters by a variable, the dashboard has it, with an All."""
     used = {name for expr in expressions(dashboard) for name in re.findall(r'=~"\$(\w+)"', expr)}
     choices = {v["name"]: v for v in dashboard["templating"]["list"] if v["type"] == "query"}
     assert set(choices) == used
@@ -252,12 +252,12 @@ def test_links_between_dashboards_lead_somewhere_and_keep_time_and_variables(
     assert everywhere["includeVars"]
 
 
-def test_every_series_by_endpoint_leads_to_its_dashboard() -> None:
+def test_every_series_by_route_leads_to_its_dashboard() -> None:
     for dashboard in DASHBOARDS:
         for panel in panels(dashboard):
-            if "{{endpoint}}" in {target["legendFormat"] for target in panel["targets"]}:
+            if "{{route}}" in {target["legendFormat"] for target in panel["targets"]}:
                 (link,) = panel["fieldConfig"]["defaults"]["links"]
-                assert "var-endpoint=${__field.labels.endpoint:percentencode}" in link["url"]
+                assert "var-route=${__field.labels.route:percentencode}" in link["url"]
 
 
 # What the dashboards rely on

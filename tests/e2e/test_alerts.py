@@ -154,7 +154,7 @@ def test_miss_storm_is_told_and_its_end_is(fast: Stack, receivers: Receivers) ->
         alert = told(fast, receivers, "CacheMissRatioHigh", "firing")
     assert alert["labels"] == {
         "alertname": "CacheMissRatioHigh",
-        "endpoint": "/cache-me",
+        "route": "/cache-me",
         "job": "nginx-access-exporter",
         "severity": "page",
     }
@@ -162,15 +162,15 @@ def test_miss_storm_is_told_and_its_end_is(fast: Stack, receivers: Receivers) ->
     assert re.match(r"/cache-me: [\d.]+% of the requests miss", annotations["summary"])
     assert annotations["runbook_url"] == "https://example.com/runbooks.md#cachemissratiohigh"
     assert annotations["dashboard_url"] == (
-        "https://grafana.example.com/d/endpoint?var-endpoint=%2Fcache-me"
+        "https://grafana.example.com/d/route?var-route=%2Fcache-me"
     )
     assert alert["generatorURL"].startswith(f"http://localhost:{fast.ports['PROMETHEUS_PORT']}/")
     with traffic(fast, "/cache-me"):
-        told(fast, receivers, "CacheMissRatioHigh", "resolved", endpoint="/cache-me")
+        told(fast, receivers, "CacheMissRatioHigh", "resolved", route="/cache-me")
 
 
 def test_every_receiver_is_told_in_its_own_way(fast: Stack, receivers: Receivers) -> None:
-    tell(fast, alertname="SomethingOfYourOwn", endpoint="/x", severity="page")
+    tell(fast, alertname="SomethingOfYourOwn", route="/x", severity="page")
 
     def slack() -> dict[str, str] | None:
         posts = [

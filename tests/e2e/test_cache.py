@@ -25,7 +25,7 @@ def cache_status(url: str, **options: object) -> str | None:
 
 def flask_requests(stack: Stack, **labels: str) -> float:
     """How many requests for /cache-me Flask has answered."""
-    return stack.total("flask-app", "flask_http_request_total", endpoint="/cache-me", **labels)
+    return stack.total("flask-app", "flask_http_request_total", route="/cache-me", **labels)
 
 
 def test_first_a_miss_then_hits(stack: Stack) -> None:

@@ -29,10 +29,10 @@ class Counts:
 def count(stack: Stack) -> Counts:
     exporter = "nginx-access-exporter"
     return Counts(
-        nginx=stack.total(exporter, "nginx_endpoint_requests_total"),
-        upstream=stack.total(exporter, "nginx_endpoint_upstream_attempts_total"),
+        nginx=stack.total(exporter, "nginx_route_requests_total"),
+        upstream=stack.total(exporter, "nginx_route_upstream_attempts_total"),
         # A stale answer is nginx's own; behind it, one unlogged subrequest refreshes the entry.
-        refreshed=stack.total(exporter, "nginx_endpoint_requests_total", cache="STALE"),
+        refreshed=stack.total(exporter, "nginx_route_requests_total", cache="STALE"),
         flask=stack.total("flask-app", "flask_http_request_total"),
     )
 

@@ -24,7 +24,7 @@ DASHBOARDS: dict[str, dict[str, Any]] = {path.stem: json.loads(path.read_text())
 
 STEP = 5  # seconds; the scrape interval, below which Grafana does not go here
 GRAFANA_VALUES = {
-    "$endpoint": ".+",
+    "$route": ".+",
     "$instance": ".+",
     "$__rate_interval": f"{4 * STEP}s",
     "$__interval": f"{STEP}s",
@@ -147,23 +147,23 @@ def test_no_panel_of_an_idle_stack_is_empty_without_a_reason(idle: Stack) -> Non
 
 
 def test_no_traffic_is_told_apart_from_zero(idle: Stack) -> None:
-    def tile(title: str) -> list[float]:
+    def stat(title: str) -> list[float]:
         return [sample["value"] for sample in idle.query(prepared(query_of(title), {}))]
 
-    wait_until(lambda: tile("Request rate") == [0], 30, "a request rate of zero")
+    wait_until(lambda: stat("Request rate") == [0], 30, "a request rate of zero")
     for title in ("Error ratio", "Cache hit ratio", "p95 latency"):
-        (value,) = tile(title)
+        (value,) = stat(title)
         assert math.isnan(value), title
 
 
 # With known traffic
 
-Answers = Counter[tuple[str, int, str]]  # by endpoint, status and cache
+Answers = Counter[tuple[str, int, str]]  # by route, status and cache
 
 
-def count(answers: Answers, *, endpoint: str = ".*", status: str = ".*", cache: str = ".*") -> int:
+def count(answers: Answers, *, route: str = ".*", status: str = ".*", cache: str = ".*") -> int:
     """How many answers fit these regular expressions."""
-    wanted = (endpoint, status, cache)
+    wanted = (route, status, cache)
     return sum(
         number
         for answer, number in answers.items()
@@ -189,18 +189,18 @@ class Traffic:
     started: float
     ended: float
 
-    def values(self, title: str, legend: str = "", endpoint: str = ".+") -> dict[str, float]:
+    def values(self, title: str, legend: str = "", route: str = ".+") -> dict[str, float]:
         """What a panel's query shows by legend, with rates over the time of `answers`."""
         expression = prepared(
             query_of(title, legend),
-            {"$__rate_interval": self._window, "$endpoint": endpoint},
+            {"$__rate_interval": self._window, "$route": route},
         )
         found = api(self.stack, "query", query=expression, time=self.ended)["result"]
         return {named(legend, each["metric"]): float(each["value"][1]) for each in found}
 
-    def value(self, title: str, legend: str = "", endpoint: str = ".+") -> float:
+    def value(self, title: str, legend: str = "", route: str = ".+") -> float:
         """What a query shows that has one series."""
-        (value,) = self.values(title, legend, endpoint).values()
+        (value,) = self.values(title, legend, route).values()
         return value
 
     def total(self, rate: float, job: str = "nginx-access-exporter") -> float:
@@ -233,10 +233,10 @@ def send(stack: Stack) -> Answers:
     """Hits, misses, errors and slow answers, and how many there were of each."""
     seen: Answers = Counter()
 
-    def ask(times: int, endpoint: str, url: str, **options: Any) -> None:  # noqa: ANN401
+    def ask(times: int, route: str, url: str, **options: Any) -> None:  # noqa: ANN401
         for number in range(times):
             answer = requests.get(stack.http + url.format(number), timeout=30, **options)
-            seen[endpoint, answer.status_code, answer.headers.get("X-Cache-Status", "NONE")] += 1
+            seen[route, answer.status_code, answer.headers.get("X-Cache-Status", "NONE")] += 1
 
     new = time.time_ns()  # makes URLs that are not in the cache yet
     etag = requests.get(f"{stack.flask}/cache-me?new={new}", timeout=30).headers["ETag"]
@@ -259,11 +259,11 @@ def wait_for_prometheus(stack: Stack, answers: Answers) -> float:
     """The time at which Prometheus, rules included, knew of all that was answered before."""
 
     def counted() -> bool:
-        found = stack.query("sum(nginx_endpoint_requests_total)")
+        found = stack.query("sum(nginx_route_requests_total)")
         return bool(found) and found[0]["value"] == answers.total()
 
     wait_until(counted, 30, "Prometheus to know of every request")
-    for what in ("up", "endpoint:nginx_requests:rate5m"):
+    for what in ("up", "route:nginx_requests:rate5m"):
         now, oldest = time.time(), f"min(timestamp({what}))"
         wait_until(lambda: stack.query(f"{oldest} > {now}"), 30, f"{what} to be new")  # noqa: B023
     return time.time()
@@ -307,7 +307,7 @@ def test_every_variable_has_values(uid: str, traffic: Traffic) -> None:
             values = api(traffic.stack, f"label/{asked[2]}/values", **{"match[]": asked[1]})
             found[variable["name"]] = set(values)
     if found:
-        assert found["endpoint"] == {"/", "/cache-me", "/info", "unmatched", "none"}
+        assert found["route"] == {"/", "/cache-me", "/info", "unmatched", "none"}
         assert len(found["instance"]) == 1
 
 
@@ -332,7 +332,7 @@ def test_the_reload_the_killed_worker_and_its_alert_are_marked_once(traffic: Tra
         )
         assert [len(each["values"]) for each in found] == [1]
         for text in ("titleFormat", "textFormat"):
-            labels = {"endpoint": ""} | found[0]["metric"]  # of alerts, only some have it
+            labels = {"route": ""} | found[0]["metric"]  # of alerts, only some have it
             assert named(annotations[name][text], labels)
 
 
@@ -346,21 +346,21 @@ def test_the_start_of_all_workers_is_marked_at_its_time(traffic: Traffic) -> Non
     assert traffic.started - 600 < at < traffic.started
 
 
-def test_requests_are_shown_by_endpoint_and_status(traffic: Traffic) -> None:
-    by_endpoint = traffic.values("Requests by endpoint", "{{endpoint}}")
-    for endpoint in ("/", "/cache-me", "/info", "unmatched"):
-        shown = traffic.total(by_endpoint[endpoint])
-        assert shown == pytest.approx(count(traffic.answers, endpoint=endpoint), rel=0.05)
+def test_requests_are_shown_by_route_and_status(traffic: Traffic) -> None:
+    by_route = traffic.values("Requests by route", "{{route}}")
+    for route in ("/", "/cache-me", "/info", "unmatched"):
+        shown = traffic.total(by_route[route])
+        assert shown == pytest.approx(count(traffic.answers, route=route), rel=0.05)
     for status in ("2xx", "3xx", "4xx", "5xx"):
         shown = traffic.total(traffic.value("Responses by status class", status))
-        answered = count(traffic.answers, status=f"{status[0]}..", endpoint="(?!none).*")
+        answered = count(traffic.answers, status=f"{status[0]}..", route="(?!none).*")
         assert shown == pytest.approx(answered, rel=0.05)
 
 
-def test_an_endpoint_shows_its_own_traffic_only(traffic: Traffic) -> None:
-    for endpoint in ("/", "/info"):
-        shown = traffic.total(traffic.value("Responses by status class", "2xx", endpoint))
-        answered = count(traffic.answers, endpoint=endpoint, status="2..")
+def test_a_route_shows_its_own_traffic_only(traffic: Traffic) -> None:
+    for route in ("/", "/info"):
+        shown = traffic.total(traffic.value("Responses by status class", "2xx", route))
+        answered = count(traffic.answers, route=route, status="2..")
         assert shown == pytest.approx(answered, rel=0.05)
     assert traffic.values("Responses by status class", "5xx", "/info") == {}
 
@@ -371,8 +371,8 @@ def test_ratios_are_those_of_all_traffic_since_the_start(traffic: Traffic) -> No
     assert traffic.value("Error ratio") == pytest.approx(errors, rel=0.05)
     hits = count(answers, cache="HIT") / count(answers, cache="HIT|MISS|BYPASS")
     assert traffic.value("Cache hit ratio") == pytest.approx(hits, rel=0.02)
-    by_endpoint = traffic.values("Hit ratio by endpoint", "{{endpoint}}")
-    assert by_endpoint == {"/cache-me": pytest.approx(hits, rel=0.02)}
+    by_route = traffic.values("Hit ratio by route", "{{route}}")
+    assert by_route == {"/cache-me": pytest.approx(hits, rel=0.02)}
 
 
 def test_cache_statuses_are_those_that_clients_saw(traffic: Traffic) -> None:
@@ -397,7 +397,7 @@ def test_slow_answers_are_in_the_high_percentiles(traffic: Traffic) -> None:
 
 def test_flask_takes_the_time_that_it_slept_and_nginx_a_little_more(traffic: Traffic) -> None:
     title = "The same requests, seen by nginx and by Flask"
-    slept = SLOW * SLEEPERS / count(traffic.answers, endpoint="/info")
+    slept = SLOW * SLEEPERS / count(traffic.answers, route="/info")
     flask = traffic.value(title, "seen by Flask", "/info")
     assert slept * 0.95 < flask < traffic.value(title, "seen by nginx", "/info")
 
@@ -430,7 +430,7 @@ def test_every_request_is_accounted_for(traffic: Traffic) -> None:
     title = "Where nginx's answers come from"
     hits = count(traffic.answers, cache="HIT")
     assert traffic.total(traffic.value(title, "the cache")) == pytest.approx(hits, rel=0.05)
-    rest = count(traffic.answers, cache="(?!HIT).*", endpoint="(?!none).*")
+    rest = count(traffic.answers, cache="(?!HIT).*", route="(?!none).*")
     assert traffic.total(traffic.value(title, "Flask")) == pytest.approx(rest, rel=0.05)
 
     title = "Passed on by nginx, counted by Flask"

@@ -22,7 +22,7 @@ import requests
 from tests.stacks import ComposeStack, LocalStack, Stack, launch, wait_until
 
 EXPORTER = "nginx-access-exporter"
-REQUESTS = "nginx_endpoint_requests_total"
+REQUESTS = "nginx_route_requests_total"
 MALFORMED = "nginx_access_exporter_malformed_lines_total"
 LOG = "/var/log/nginx-metrics/access.log"
 ENOUGH = 200_000
@@ -143,20 +143,20 @@ def test_prometheus_computes_the_known_hit_ratio(four_workers: Stack) -> None:
                 assert response.headers["X-Cache-Status"] == expected
         client.get(f"{stack.http}/", timeout=10)
 
-    select = '{endpoint="/cache-me"}'
+    select = '{route="/cache-me"}'
     wait_until(lambda: value(stack, f"sum({REQUESTS})") == 71, 60, "a scrape of all")
     # An evaluation may still be one from before that scrape.
     wait_until(
         lambda: (
-            value(stack, f"endpoint:nginx_cache_hit:ratio_rate5m{select}")
+            value(stack, f"route:nginx_cache_hit:ratio_rate5m{select}")
             == pytest.approx(60 / 70, rel=1e-9)
         ),
         30,
         "a hit ratio of 6 in 7",
     )
-    miss_ratio = value(stack, f"endpoint:nginx_cache_miss:ratio_rate5m{select}")
+    miss_ratio = value(stack, f"route:nginx_cache_miss:ratio_rate5m{select}")
     assert miss_ratio == pytest.approx(10 / 70, rel=1e-9)
-    assert stack.query('endpoint:nginx_cache_hit:ratio_rate5m{endpoint="/"}') == []
+    assert stack.query('route:nginx_cache_hit:ratio_rate5m{route="/"}') == []
 
 
 def test_a_full_log_costs_lines_not_answers_and_the_loss_shows(four_workers: Stack) -> None:
@@ -234,7 +234,7 @@ def test_a_flood_of_paths_methods_and_headers_adds_no_series(four_workers: Stack
         with requests.Session() as client:
             for _ in range(100):
                 word = "".join(secrets.choice(string.ascii_uppercase) for _ in range(20))
-                headers = {"X-Endpoint": f"/{word}", f"X-{word}": word, "User-Agent": word}
+                headers = {"X-Route": f"/{word}", f"X-{word}": word, "User-Agent": word}
                 client.request(word, f"{stack.http}/{word}?{word}", headers=headers, timeout=10)
         wait_until(lambda: stack.total(EXPORTER, REQUESTS) == before + 100, 30, "100 requests")
         return series()
@@ -242,7 +242,7 @@ def test_a_flood_of_paths_methods_and_headers_adds_no_series(four_workers: Stack
     before = series()
     after = flood()
     new = "".join(after - before)
-    assert set(re.findall(r'endpoint="([^"]*)"', new)) == {"unmatched"}
+    assert set(re.findall(r'route="([^"]*)"', new)) == {"unmatched"}
     assert set(re.findall(r'method="([^"]*)"', new)) == {"OTHER"}
     assert flood() == after
 
@@ -253,7 +253,7 @@ def test_failed_and_abandoned_upstream_requests_are_counted_by_attempt(
     stack = four_workers
 
     def counted(name: str, **labels: str) -> float:
-        return stack.total(EXPORTER, f"nginx_endpoint_{name}_total", endpoint="none", **labels)
+        return stack.total(EXPORTER, f"nginx_route_{name}_total", route="none", **labels)
 
     for _ in range(3):
         with pytest.raises(requests.ReadTimeout):

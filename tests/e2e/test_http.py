@@ -86,10 +86,10 @@ def test_telemetry_is_not_reachable_through_the_public_port(stack: Stack, path: 
     assert "Active connections" not in answer
 
 
-def test_the_endpoint_header_stays_between_flask_and_nginx(stack: Stack) -> None:
-    assert requests.get(stack.flask, timeout=10).headers["X-Endpoint"] == "/"
+def test_the_route_header_stays_between_flask_and_nginx(stack: Stack) -> None:
+    assert requests.get(stack.flask, timeout=10).headers["X-Route"] == "/"
     for path in ("/", "/cache-me", "/cache-me", "/no-such-page"):
-        assert "X-Endpoint" not in requests.get(stack.http + path, timeout=10).headers
+        assert "X-Route" not in requests.get(stack.http + path, timeout=10).headers
 
 
 def test_unknown_paths_are_404(stack: Stack) -> None:

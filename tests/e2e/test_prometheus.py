@@ -59,15 +59,15 @@ def test_health_checks_are_not_counted_as_traffic(stack: Stack) -> None:
     ("service", "metric"),
     [
         ("flask-app", "flask_http_request_total"),
-        ("nginx-access-exporter", "nginx_endpoint_requests_total"),
+        ("nginx-access-exporter", "nginx_route_requests_total"),
     ],
 )
-def test_random_paths_are_one_endpoint(stack: Stack, service: str, metric: str) -> None:
+def test_random_paths_are_one_route(stack: Stack, service: str, metric: str) -> None:
     for _ in range(20):
         requests.get(f"{stack.http}/{uuid.uuid4().hex}", timeout=10)
 
-    def endpoints() -> set[str]:
-        return set(re.findall(metric + r'{[^}]*endpoint="([^"]+)"', stack.metrics(service)))
+    def routes() -> set[str]:
+        return set(re.findall(metric + r'{[^}]*route="([^"]+)"', stack.metrics(service)))
 
-    wait_until(lambda: "unmatched" in endpoints(), 10, "them to be counted")
-    assert endpoints() <= {"/", "/cache-me", "/info", "unmatched", "none"}
+    wait_until(lambda: "unmatched" in routes(), 10, "them to be counted")
+    assert routes() <= {"/", "/cache-me", "/info", "unmatched", "none"}

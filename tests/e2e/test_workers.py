@@ -12,6 +12,7 @@ import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.gunicorns import METRICS_SERVER
 from tests.stacks import Process, Stack, launch, wait_until
 
 WORKERS, THREADS = 2, 2
@@ -72,7 +73,8 @@ def workers(stack: Stack) -> list[Process]:
     return [
         process
         for process in others
-        if process.parent == arbiter.pid and "telemetry.server" not in process.command
+        if process.parent == arbiter.pid
+        and METRICS_SERVER not in process.command
     ]
 
 

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import pytest
 import requests
-from access_exporter import AccessExporter
 from prometheus_client.core import Metric
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from nginx_access_exporter.exporter import AccessExporter
 from tests.stacks import free_port, wait_until
 
-PROGRAM = Path(sys.modules[AccessExporter.__module__].__file__ or "")
+PROGRAM = Path(sys.executable).with_name("nginx-access-exporter")
 LINE = b"GET\t/cache-me\t200\tHIT\t0.000\t-\t-\t-\t-\t345\n"
 MEMORY_LIMIT = 64_000_000
 
@@ -42,7 +42,6 @@ class Running:
         with self.stderr.open("ab") as stderr:
             self.process = subprocess.Popen(
                 [
-                    sys.executable,
                     PROGRAM,
                     f"--log.path={self._log}",
                     f"--web.listen-address=127.0.0.1:{self._port}",
@@ -109,7 +108,7 @@ Append = Callable[[bytes], None]
 def test_a_scrape_sees_every_line_already_written(exporter: Running, append: Append) -> None:
     for lines in range(1, 20):
         append(LINE)
-        assert exporter.total("nginx_endpoint_requests_total") == lines
+        assert exporter.total("nginx_route_requests_total") == lines
     assert exporter.total("nginx_access_exporter_backlog_bytes") == 0
 
 
@@ -123,11 +122,11 @@ def test_lines_are_read_and_given_back_without_a_scrape(
 
 def test_counters_go_on_after_a_restart(exporter: Running, append: Append) -> None:
     append(LINE * 10)
-    assert exporter.total("nginx_endpoint_requests_total") == 10
+    assert exporter.total("nginx_route_requests_total") == 10
     assert exporter.stop(signal.SIGTERM) == 0
     append(LINE * 5)
     exporter.start()
-    assert exporter.total("nginx_endpoint_requests_total") == 15
+    assert exporter.total("nginx_route_requests_total") == 15
     assert exporter.total("nginx_access_exporter_lines_total") == 15
 
 
@@ -163,15 +162,15 @@ def test_no_line_is_lost_or_counted_twice_by_sigkill_at_any_time(
                 exporter.get()
             exporter.stop(signal.SIGKILL)
             exporter.start()
-            now = exporter.total("nginx_endpoint_requests_total")
+            now = exporter.total("nginx_route_requests_total")
             assert now >= seen, "a counter went down"
             seen = now
     finally:
         enough.set()
         writer.join()
-    assert exporter.total("nginx_endpoint_requests_total") == written
-    assert exporter.total("nginx_endpoint_request_duration_seconds_count") == written
-    assert exporter.total("nginx_endpoint_response_bytes_total") == written * 345
+    assert exporter.total("nginx_route_requests_total") == written
+    assert exporter.total("nginx_route_request_duration_seconds_count") == written
+    assert exporter.total("nginx_route_response_bytes_total") == written * 345
 
 
 class KilledError(BaseException):
@@ -202,7 +201,7 @@ def test_a_kill_around_any_step_is_harmless(
         exporter.drain()
 
     again = AccessExporter(log)
-    assert total(again.collect(), "nginx_endpoint_requests_total") == 12
+    assert total(again.collect(), "nginx_route_requests_total") == 12
 
 
 def test_without_its_checkpoint_it_counts_what_was_not_given_back(
@@ -214,7 +213,7 @@ def test_without_its_checkpoint_it_counts_what_was_not_given_back(
     append(LINE * 3)
     running = Running(log)
     try:
-        assert running.total("nginx_endpoint_requests_total") == 3
+        assert running.total("nginx_route_requests_total") == 3
     finally:
         running.stop(signal.SIGKILL)
     assert "is unusable, counters start from 0" in running.stderr.read_text()
@@ -229,10 +228,10 @@ def test_where_nothing_can_be_kept_it_counts_on_and_leaves_no_old_checkpoint(
     exporter.drain()
     log.with_name(f"{log.name}.checkpoint.new").mkdir()  # can't be written: it is a folder
     append(LINE * 2)
-    assert total(exporter.collect(), "nginx_endpoint_requests_total") == 3
+    assert total(exporter.collect(), "nginx_route_requests_total") == 3
     # An old count would look like a reset to Prometheus, which would add it once more.
     assert not log.with_name(f"{log.name}.checkpoint").exists()
-    assert total(AccessExporter(log).collect(), "nginx_endpoint_requests_total") == 0
+    assert total(AccessExporter(log).collect(), "nginx_route_requests_total") == 0
 
 
 def test_an_unreadable_log_is_reported_and_the_rest_served(exporter: Running, log: Path) -> None:
@@ -311,7 +310,7 @@ def test_no_flood_exceeds_the_bound_on_series_or_memory(exporter: Running, appen
         )
     with concurrent.futures.ThreadPoolExecutor(5) as clients:
         pages = [page.text for page in clients.map(lambda _: exporter.get(), range(5))]
-    assert exporter.total("nginx_endpoint_requests_total") == 5000
+    assert exporter.total("nginx_route_requests_total") == 5000
     series = [line for line in pages[0].splitlines() if line.startswith("nginx_")]
     # Three counters; four histograms of 14 buckets, a sum and a count; two counters and a gauge.
     assert len(series) <= 3 * (1000 + 1) + 4 * (200 + 1) * 16 + 3
@@ -327,7 +326,7 @@ def test_two_million_lines_leave_neither_log_nor_memory_behind(
     for lines in range(100_000, 2_100_000, 100_000):
         for _ in range(100):
             append(some)
-        assert exporter.total("nginx_endpoint_requests_total") == lines
+        assert exporter.total("nginx_route_requests_total") == lines
         if lines == 500_000:
             memory = exporter.peak_memory()
     assert log.stat().st_size > 80_000_000

@@ -10,10 +10,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import access_log
 import pytest
-from access_log import CHUNK_BYTES, AccessLog
 
+from nginx_access_exporter import log as access_log
+from nginx_access_exporter.log import CHUNK_BYTES, AccessLog
 from tests.stacks import wait_until
 
 PAGE = os.sysconf("SC_PAGESIZE")

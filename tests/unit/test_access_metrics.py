@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 
-import access_metrics
 import pytest
-from access_metrics import AccessMetrics, MalformedLineError, Request, parse
 from prometheus_client.core import Metric
+
+from nginx_access_exporter import metrics as access_metrics
+from nginx_access_exporter.metrics import AccessMetrics, MalformedLineError, Request, parse
 
 HIT = b"GET\t/cache-me\t200\tHIT\t0.000\t-\t-\t-\t-\t345"
 UNCACHED = b"POST\t/users/<int:id>\t201\t-\t0.012\t0.001\t0.010\t0.011\t201\t512"
@@ -17,7 +18,7 @@ UNCACHED = b"POST\t/users/<int:id>\t201\t-\t0.012\t0.001\t0.010\t0.011\t201\t512
 def line(**changed: str) -> bytes:
     """UNCACHED with other values in some fields."""
     names = (
-        *("method", "endpoint", "status", "cache", "duration"),
+        *("method", "route", "status", "cache", "duration"),
         *("connect", "header", "response", "upstream_status", "bytes"),
     )
     values = dict(zip(names, UNCACHED.decode().split("\t"), strict=True)) | changed
@@ -36,7 +37,7 @@ def samples(metrics: AccessMetrics) -> dict[str, dict[tuple[str, ...], float]]:
 
 def test_a_hit_has_no_upstream_times_and_no_attempts() -> None:
     assert parse(HIT) == Request(
-        endpoint="/cache-me",
+        route="/cache-me",
         method="GET",
         status="200",
         cache="HIT",
@@ -51,7 +52,7 @@ def test_a_hit_has_no_upstream_times_and_no_attempts() -> None:
 
 def test_where_the_cache_has_no_say_its_status_is_none() -> None:
     assert parse(UNCACHED) == Request(
-        endpoint="/users/<int:id>",
+        route="/users/<int:id>",
         method="POST",
         status="201",
         cache="NONE",
@@ -87,22 +88,22 @@ def test_an_internal_redirect_that_needed_no_server_ends_a_list() -> None:
 
 def test_a_gateway_timeout_has_an_attempt_and_no_header_time() -> None:
     request = parse(
-        line(endpoint="-", status="504", header="-", response="65.001", upstream_status="504")
+        line(route="-", status="504", header="-", response="65.001", upstream_status="504")
     )
-    assert request.endpoint == "none"
+    assert request.route == "none"
     assert request.upstream_header is None
     assert request.upstream_response == 65001
     assert request.attempts == ("504",)
 
 
 def test_an_attempt_cut_short_by_the_client_is_one_without_status() -> None:
-    request = parse(line(endpoint="-", status="499", header="-", upstream_status="-"))
+    request = parse(line(route="-", status="499", header="-", upstream_status="-"))
     assert request.attempts == ("none",)
 
 
-def test_a_request_that_nginx_answered_itself_is_one_of_no_endpoint() -> None:
+def test_a_request_that_nginx_answered_itself_is_one_of_no_route() -> None:
     request = parse(b"-\t-\t400\t-\t0.000\t-\t-\t-\t-\t302")
-    assert (request.endpoint, request.method, request.attempts) == ("none", "OTHER", ())
+    assert (request.route, request.method, request.attempts) == ("none", "OTHER", ())
 
 
 def test_methods_outside_the_standard_are_one() -> None:
@@ -111,7 +112,7 @@ def test_methods_outside_the_standard_are_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("logged", "endpoint"),
+    ("logged", "route"),
     [
         (r"/a\x22b\x5Cc", '/a"b\\c'),
         (r"/caf\xC3\xA9", "/café"),
@@ -119,8 +120,8 @@ def test_methods_outside_the_standard_are_one() -> None:
         ("/" + "x" * 8000, "overflow"),
     ],
 )
-def test_an_endpoint_is_what_flask_calls_it(logged: str, endpoint: str) -> None:
-    assert parse(line(endpoint=logged)).endpoint == endpoint
+def test_a_route_is_what_flask_calls_it(logged: str, route: str) -> None:
+    assert parse(line(route=logged)).route == route
 
 
 @pytest.mark.parametrize(
@@ -154,21 +155,21 @@ def test_each_line_counts_once_in_every_metric() -> None:
     metrics = AccessMetrics()
     metrics.add(b"\n".join([HIT, UNCACHED, HIT, b"malformed", HIT]))
     counted = samples(metrics)
-    assert counted["nginx_endpoint_requests_total"] == {
+    assert counted["nginx_route_requests_total"] == {
         ("/cache-me", "GET", "200", "HIT"): 3,
         ("/users/<int:id>", "POST", "201", "NONE"): 1,
     }
-    assert counted["nginx_endpoint_response_bytes_total"] == {
+    assert counted["nginx_route_response_bytes_total"] == {
         ("/cache-me", "HIT"): 3 * 345,
         ("/users/<int:id>", "NONE"): 512,
     }
-    assert counted["nginx_endpoint_upstream_attempts_total"] == {("/users/<int:id>", "201"): 1}
-    assert counted["nginx_endpoint_request_duration_seconds_count"] == {
+    assert counted["nginx_route_upstream_attempts_total"] == {("/users/<int:id>", "201"): 1}
+    assert counted["nginx_route_request_duration_seconds_count"] == {
         ("/cache-me", "HIT"): 3,
         ("/users/<int:id>", "NONE"): 1,
     }
     for part, seconds in (("connect", 0.001), ("header", 0.01), ("response", 0.011)):
-        name = f"nginx_endpoint_upstream_{part}_duration_seconds"
+        name = f"nginx_route_upstream_{part}_duration_seconds"
         assert counted[f"{name}_count"] == {("/users/<int:id>",): 1}
         assert counted[f"{name}_sum"] == {("/users/<int:id>",): seconds}
     assert counted["nginx_access_exporter_lines_total"] == {(): 5}
@@ -179,7 +180,7 @@ def test_a_time_is_in_every_bucket_not_below_it() -> None:
     metrics = AccessMetrics()
     for duration in ("0.000", "0.001", "0.002", "0.003", "1.000", "10.000", "10.001"):
         metrics.add(line(duration=duration))
-    buckets = samples(metrics)["nginx_endpoint_request_duration_seconds_bucket"]
+    buckets = samples(metrics)["nginx_route_request_duration_seconds_bucket"]
     assert {labels[-1]: count for labels, count in buckets.items()} == {
         "0.001": 2,
         "0.0025": 3,
@@ -196,7 +197,7 @@ def test_a_time_is_in_every_bucket_not_below_it() -> None:
         "10.0": 6,
         "+Inf": 7,
     }
-    total = samples(metrics)["nginx_endpoint_request_duration_seconds_sum"]
+    total = samples(metrics)["nginx_route_request_duration_seconds_sum"]
     assert list(total.values()) == [21.007]
 
 
@@ -205,17 +206,17 @@ def test_label_sets_are_bounded_and_totals_stay_exact(monkeypatch: pytest.Monkey
     monkeypatch.setattr(access_metrics, "MAX_HISTOGRAM_LABEL_SETS", 5)
     metrics = AccessMetrics()
     for n in range(1000):
-        metrics.add(line(endpoint=f"/{n}", upstream_status=f"{100 + n % 900}"))
+        metrics.add(line(route=f"/{n}", upstream_status=f"{100 + n % 900}"))
     counted = samples(metrics)
     for name, known in (
-        ("nginx_endpoint_requests_total", 10),
-        ("nginx_endpoint_upstream_attempts_total", 10),
-        ("nginx_endpoint_request_duration_seconds_count", 5),
-        ("nginx_endpoint_upstream_header_duration_seconds_count", 5),
+        ("nginx_route_requests_total", 10),
+        ("nginx_route_upstream_attempts_total", 10),
+        ("nginx_route_request_duration_seconds_count", 5),
+        ("nginx_route_upstream_header_duration_seconds_count", 5),
     ):
         assert len(counted[name]) == known + 1, name
         assert sum(counted[name].values()) == 1000, name
-    assert counted["nginx_endpoint_requests_total"][("overflow",) * 4] == 990
+    assert counted["nginx_route_requests_total"][("overflow",) * 4] == 990
 
 
 def test_long_lines_which_clients_can_make_are_not_kept() -> None:
@@ -246,7 +247,7 @@ def test_counts_survive_being_kept_as_json() -> None:
     again = AccessMetrics.load(json.loads(json.dumps(metrics.dump())))
     assert samples(again) == samples(metrics)
     again.add(HIT)
-    assert samples(again)["nginx_endpoint_requests_total"]["/cache-me", "GET", "200", "HIT"] == 2
+    assert samples(again)["nginx_route_requests_total"]["/cache-me", "GET", "200", "HIT"] == 2
 
 
 def test_counts_in_other_buckets_are_refused() -> None:

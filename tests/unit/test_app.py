@@ -51,8 +51,8 @@ def test_health_check_succeeds(client: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "endpoint"),
+    ("path", "route"),
     [("/", "/"), ("/cache-me?x=1", "/cache-me"), ("/nothing-here", "unmatched")],
 )
-def test_endpoint_header_is_the_url_rule(client: FlaskClient, path: str, endpoint: str) -> None:
-    assert client.get(path).headers["X-Endpoint"] == endpoint
+def test_route_header_is_the_url_rule(client: FlaskClient, path: str, route: str) -> None:
+    assert client.get(path).headers["X-Route"] == route

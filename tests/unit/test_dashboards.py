@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 
 import pytest
-from boards import colours
-from boards.dashboard import dashboard, line
+
+from generator import colours
+from generator.dashboard import dashboard, line
 
 
 def hues(name: str) -> set[str]:
-    """The colours that the expressions for endpoints give a name, as Grafana would."""
+    """The colours that the expressions for routes give a name, as Grafana would."""
     found = set()
-    for pattern, hue in colours.ENDPOINTS.items():
+    for pattern, hue in colours.ROUTES.items():
         body, flags = re.fullmatch(r"/(.*)/(i?)", pattern).groups()
         if re.search(body, name, re.IGNORECASE if flags else 0):
             found.add(hue)
@@ -20,11 +21,11 @@ def hues(name: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "endpoint",
+    "route",
     ["/", "/cache-me", "/info", "/api/Users", "/users/<int:id>", "/a/<b>/c/<path:d>", "none"],
 )
-def test_an_endpoint_has_one_colour_without_a_meaning_of_its_own(endpoint: str) -> None:
-    (hue,) = hues(endpoint)
+def test_a_route_has_one_colour_without_a_meaning_of_its_own(route: str) -> None:
+    (hue,) = hues(route)
     assert hue in {*colours.HUES, colours.IDLE}
 
 
@@ -33,7 +34,7 @@ def test_the_last_fixed_part_of_a_rule_decides_on_its_colour() -> None:
     assert hues("/api/users") != hues("/api/orders")
 
 
-def test_the_sample_endpoints_can_be_told_apart() -> None:
+def test_the_sample_routes_can_be_told_apart() -> None:
     samples = ["/", "/cache-me", "/info", "unmatched"]
     assert len({frozenset(hues(name)) for name in samples}) == len(samples)
 

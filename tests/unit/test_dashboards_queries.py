@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from boards.marks import MARKS
-from boards.signals import Signal, cache, monitoring, traffic, upstream, workers
+
+from generator.annotations import ANNOTATIONS
+from generator.signals import Signal, cache, monitoring, traffic, upstream, workers
 
 Samples = dict[str, float]
 
 VARIABLES = {
-    "$endpoint": ".+",
+    "$route": ".+",
     "$instance": ".+",
     "$__rate_interval": "20s",
     "$__interval": "5s",
@@ -66,7 +67,7 @@ def query(signal: Signal) -> str:
 
 
 def mark(name: str) -> str:
-    return next(each for each in MARKS if each.name == name).expr
+    return next(each for each in ANNOTATIONS if each.name == name).expr
 
 
 def is_a_number(expr: str) -> str:
@@ -83,14 +84,14 @@ def test_no_requests_is_zero_while_the_exporter_is_up_and_no_data_while_it_is_do
 
 
 ERRORS = {
-    'endpoint:nginx_requests:rate5m{endpoint="/a"}': "1 0",
-    'endpoint:nginx_requests:rate5m{endpoint="/b"}': "3 0",
-    'endpoint:nginx_errors:ratio_rate5m{endpoint="/a"}': "0.5 stale",
-    'endpoint:nginx_errors:ratio_rate5m{endpoint="/b"}': "0 stale",
+    'route:nginx_requests:rate5m{route="/a"}': "1 0",
+    'route:nginx_requests:rate5m{route="/b"}': "3 0",
+    'route:nginx_errors:ratio_rate5m{route="/a"}': "0.5 stale",
+    'route:nginx_errors:ratio_rate5m{route="/b"}': "0 stale",
 }
 
 
-def test_a_ratio_over_endpoints_is_weighted_by_their_requests(prometheus: Prometheus) -> None:
+def test_a_ratio_over_routes_is_weighted_by_their_requests(prometheus: Prometheus) -> None:
     prometheus.expect(query(traffic.ERROR_RATIO), {"{}": 0.125}, at="0s", given=ERRORS)
 
 
@@ -101,33 +102,33 @@ def test_without_traffic_a_ratio_is_not_a_number_rather_than_zero(prometheus: Pr
     prometheus.expect(is_a_number(query(cache.HIT_RATIO)), {"{}": 0}, at="0s", given={})
 
 
-def test_offload_leaves_out_endpoints_that_are_not_cached(prometheus: Prometheus) -> None:
+def test_offload_leaves_out_routes_that_are_not_cached(prometheus: Prometheus) -> None:
     given = {
-        'endpoint:nginx_requests:rate5m{endpoint="/cached"}': "10",
-        'endpoint:nginx_requests:rate5m{endpoint="/other"}': "90",
-        'endpoint:nginx_cache_offload:ratio_rate5m{endpoint="/cached"}': "0.8",
+        'route:nginx_requests:rate5m{route="/cached"}': "10",
+        'route:nginx_requests:rate5m{route="/other"}': "90",
+        'route:nginx_cache_offload:ratio_rate5m{route="/cached"}': "0.8",
     }
     prometheus.expect(query(cache.OFFLOAD_NOW), {"{}": 0.8}, at="0s", given=given)
 
 
 def test_percentiles_and_heatmaps_of_nothing_are_nothing(prometheus: Prometheus) -> None:
-    metric = "nginx_endpoint_request_duration_seconds"
+    metric = "nginx_route_request_duration_seconds"
     given = {
-        f'{metric}_bucket{{endpoint="/", le="0.1"}}': "7x9",
-        f'{metric}_bucket{{endpoint="/", le="+Inf"}}': "7x9",
-        f'{metric}_count{{endpoint="/"}}': "7x9",
+        f'{metric}_bucket{{route="/", le="0.1"}}': "7x9",
+        f'{metric}_bucket{{route="/", le="+Inf"}}': "7x9",
+        f'{metric}_count{{route="/"}}': "7x9",
     }
     prometheus.expect(query(traffic.LATENCY), {}, at="40s", given=given)
     prometheus.expect(query(traffic.LATENCY_HEATMAP), {}, at="40s", given=given)
 
 
 def test_attempts_beyond_the_first_of_a_request_are_retries(prometheus: Prometheus) -> None:
-    attempts = 'nginx_endpoint_upstream_attempts_total{endpoint="/", status="%s"}'
+    attempts = 'nginx_route_upstream_attempts_total{route="/", status="%s"}'
     given = {
         attempts % 200: "0+10x9",
         attempts % 502: "0+5x9",
         attempts % "none": "0+5x9",  # the client left before there was an answer
-        'nginx_endpoint_upstream_response_duration_seconds_count{endpoint="/"}': "0+10x9",
+        'nginx_route_upstream_response_duration_seconds_count{route="/"}': "0+10x9",
     }
     retries = next(q.expr for q in upstream.FAILURES.queries if q.legend == "retries")
     prometheus.expect(retries, {"{}": 1}, at="40s", given=given)
@@ -170,7 +171,7 @@ def test_the_alert_that_always_fires_is_not_shown(prometheus: Prometheus) -> Non
 
 
 def test_active_alerts_have_their_age_as_value(prometheus: Prometheus) -> None:
-    alert = 'alertname="Slow", severity="page", endpoint="/"'
+    alert = 'alertname="Slow", severity="page", route="/"'
     given = {
         f'ALERTS{{{alert}, alertstate="pending"}}': "_ 1 1 stale",
         f'ALERTS{{{alert}, alertstate="firing"}}': "_ _ _ 1 1",

@@ -148,8 +148,8 @@ def test_metrics_of_requests_are_those_of_the_workers(every_kind: Gunicorn) -> N
     )
     assert total(after, "flask_http_request_total") == total(after, REQUESTS)
     assert total(after, "flask_http_request_duration_seconds_count") == total(after, REQUESTS)
-    assert after['flask_http_request_total{endpoint="unmatched",method="GET",status="404"}'] == 1
-    assert after['flask_http_request_total{endpoint="/",method="GET",status="503"}'] == 1
+    assert after['flask_http_request_total{method="GET",route="unmatched",status="404"}'] == 1
+    assert after['flask_http_request_total{method="GET",route="/",status="503"}'] == 1
     assert not any("flask-health-check" in series for series in after)
 
 
@@ -179,7 +179,7 @@ def test_stuck_sync_worker_counts_as_timeout() -> None:
     with gunicorn(**settings) as running, running.held_requests(1):
         metrics = wait_for_metrics(running, lambda m: exits(m)["timeout"] == 1, "the timeout")
         assert exits(metrics) == {"exit": 0, "timeout": 1, "signal": 0}
-        status_500 = 'flask_http_request_total{endpoint="unmatched",method="GET",status="500"}'
+        status_500 = 'flask_http_request_total{method="GET",route="unmatched",status="500"}'
         assert metrics[status_500] == 1  # the worker's last deed
 
 
@@ -331,12 +331,12 @@ def test_request_that_another_hook_refuses_takes_no_time(tmp_path: Path) -> None
     ours = tmp_path / "gunicorn.conf.py"
     ours.write_text(
         f"""{CONFIG.read_text()}
-import telemetry.hooks
+import gunicorn_flask_telemetry.hooks
 
 def pre_request(worker, req):
     if req.path == "/refused":
         raise PermissionError("refused")
-    telemetry.hooks.pre_request(worker, req)
+    gunicorn_flask_telemetry.hooks.pre_request(worker, req)
 """
     )
     with gunicorn(ours, GUNICORN_WORKERS="1") as running:

@@ -5,30 +5,31 @@ from collections.abc import Callable
 import pytest
 from flask import Flask, Response
 from prometheus_client import CollectorRegistry
-from telemetry.flask_metrics import FlaskMetrics
-from telemetry.recorder import ENDPOINT_KEY
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import EnvironBuilder
+
+from gunicorn_flask_telemetry.flask_metrics import FlaskMetrics
+from gunicorn_flask_telemetry.recorder import ROUTE_KEY
 
 
 @pytest.fixture
 def app() -> Flask:
     app = Flask("example", static_folder=None)
     app.add_url_rule("/users/<int:number>", view_func=lambda number: f"{number}")
-    app.add_url_rule("/gr\N{LATIN SMALL LETTER U WITH DIAERESIS}n", endpoint="green", view_func=str)
-    app.add_url_rule("/broken", endpoint="broken", view_func=lambda: 1 / 0)
+    app.add_url_rule("/gr\N{LATIN SMALL LETTER U WITH DIAERESIS}n", route="green", view_func=str)
+    app.add_url_rule("/broken", route="broken", view_func=lambda: 1 / 0)
     return app
 
 
 def noted(app: Flask, path: str) -> tuple[str, str | None]:
-    """Return the endpoint a client is sent and the one the recorder would count."""
+    """Return the route a client is sent and the one the recorder would count."""
     environ, sent = EnvironBuilder(path).get_environ(), {}
     app(environ, lambda _status, headers, *_: sent.update(headers))
-    return sent["X-Endpoint"], environ[ENDPOINT_KEY]
+    return sent["X-Route"], environ[ROUTE_KEY]
 
 
 @pytest.mark.parametrize(
-    ("path", "endpoint"),
+    ("path", "route"),
     [
         ("/users/7", "/users/<int:number>"),
         ("/users/nobody", "unmatched"),
@@ -36,18 +37,18 @@ def noted(app: Flask, path: str) -> tuple[str, str | None]:
         ("/broken", "/broken"),
     ],
 )
-def test_endpoint_is_the_url_rule(app: Flask, path: str, endpoint: str) -> None:
+def test_route_is_the_url_rule(app: Flask, path: str, route: str) -> None:
     FlaskMetrics(app, registry=CollectorRegistry())
-    assert noted(app, path) == (endpoint, endpoint)
+    assert noted(app, path) == (route, route)
 
 
-def test_exception_that_flask_does_not_handle_leaves_its_endpoint(app: Flask) -> None:
+def test_exception_that_flask_does_not_handle_leaves_its_route(app: Flask) -> None:
     FlaskMetrics(app, registry=CollectorRegistry())
     app.testing = True  # exceptions propagate to the server
     environ = EnvironBuilder("/broken").get_environ()
     with pytest.raises(ZeroDivisionError):
         app(environ, lambda *_: None)
-    assert environ[ENDPOINT_KEY] == "/broken"
+    assert environ[ROUTE_KEY] == "/broken"
 
 
 def test_excluded_paths_are_not_counted(app: Flask) -> None:
@@ -78,7 +79,7 @@ def test_headers_of_the_application_are_left_as_they_are(app: Flask, kind: type)
     assert headers == kind([("Content-Type", "text/plain")])
 
 
-def test_application_in_another_sends_one_endpoint(app: Flask) -> None:
+def test_application_in_another_sends_one_route(app: Flask) -> None:
     outer = Flask("outer")
     outer.wsgi_app = DispatcherMiddleware(outer.wsgi_app, {"/api": app})
     for each in (app, outer):
@@ -86,15 +87,15 @@ def test_application_in_another_sends_one_endpoint(app: Flask) -> None:
     sent: list[tuple[str, str]] = []
     environ = EnvironBuilder("/api/users/7").get_environ()
     outer(environ, lambda _status, headers, *_: sent.extend(headers))
-    endpoints = [value for name, value in sent if name == "X-Endpoint"]
-    assert endpoints == [environ[ENDPOINT_KEY]] == ["/users/<int:number>"]
+    routes = [value for name, value in sent if name == "X-Route"]
+    assert routes == [environ[ROUTE_KEY]] == ["/users/<int:number>"]
 
 
 @pytest.mark.parametrize("decorator", ["do_not_track", "exclude_all_metrics"])
 def test_librarys_decorators_say_what_is_not_counted(app: Flask, decorator: str) -> None:
     metrics = FlaskMetrics(app, registry=CollectorRegistry())
     app.add_url_rule(
-        "/check", endpoint="check", view_func=getattr(metrics, decorator)()(lambda: "success")
+        "/check", route="check", view_func=getattr(metrics, decorator)()(lambda: "success")
     )
     assert noted(app, "/check") == ("/check", None)
 
@@ -103,7 +104,7 @@ def test_librarys_own_metrics_count(app: Flask) -> None:
     registry = CollectorRegistry()
     metrics = FlaskMetrics(app, registry=registry)
     view = metrics.counter("greetings", "How often it greeted")(lambda: "hello")
-    app.add_url_rule("/greet", endpoint="greet", view_func=view)
+    app.add_url_rule("/greet", route="greet", view_func=view)
     app.test_client().get("/greet")
     assert registry.get_sample_value("greetings_total") == 1
 

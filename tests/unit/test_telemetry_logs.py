@@ -11,8 +11,8 @@ from select import PIPE_BUF
 
 import pytest
 from app import app
-from telemetry import logs
 
+from gunicorn_flask_telemetry import logs
 from tests.stacks import wait_until
 
 
@@ -70,7 +70,7 @@ def test_request_is_one_json_object_soon(log_and_reader: Log) -> None:
         "request_id": None,
         "method": "GET",
         "path": '/"\u00e9\n',
-        "endpoint": "/<path:any>",
+        "route": "/<path:any>",
         "status": 200,
         "duration": 0.012346,
         "worker": 3,

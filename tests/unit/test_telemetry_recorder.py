@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
-from telemetry.histogram import HistogramFile
-from telemetry.recorder import _status
+
+from gunicorn_flask_telemetry.histogram import HistogramFile
+from gunicorn_flask_telemetry.recorder import _status
 
 
 def open_files() -> int:
@@ -18,15 +19,15 @@ def open_files() -> int:
 def test_many_histograms_take_few_files_and_count_all(tmp_path: Path) -> None:
     file = HistogramFile(tmp_path / "histogram_requests_1.db")
     before = open_files()
-    histograms = [file.histogram("d", "Duration", {"endpoint": f"/{n}"}) for n in range(300)]
+    histograms = [file.histogram("d", "Duration", {"route": f"/{n}"}) for n in range(300)]
     assert open_files() < before + 10
     for histogram in histograms:
         histogram.observe(0.02)
     registry = CollectorRegistry()
     MultiProcessCollector(registry, str(tmp_path))
     for n in (0, 1, 150, 299):
-        assert registry.get_sample_value("d_count", {"endpoint": f"/{n}"}) == 1
-        bucket = {"endpoint": f"/{n}", "le": "0.025"}
+        assert registry.get_sample_value("d_count", {"route": f"/{n}"}) == 1
+        bucket = {"route": f"/{n}", "le": "0.025"}
         assert registry.get_sample_value("d_bucket", bucket) == 1
 
 

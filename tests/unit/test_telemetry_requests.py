@@ -37,8 +37,8 @@ def difference(running: Gunicorn, ask: object, requests: int = 1) -> dict[str, f
     return {series: value for series, value in changed.items() if value}
 
 
-def labels(endpoint: str, status: int, method: str = "GET") -> str:
-    return f'{{endpoint="{endpoint}",method="{method}",status="{status}"}}'
+def labels(route: str, status: int, method: str = "GET") -> str:
+    return f'{{method="{method}",route="{route}",status="{status}"}}'
 
 
 @pytest.mark.parametrize(
@@ -60,10 +60,10 @@ def test_request_is_counted_once(running: Gunicorn, method: str, path: str, expe
         assert counted == {name + expected: 1}
 
 
-def test_exception_is_answered_with_500_and_the_endpoint(running: Gunicorn) -> None:
+def test_exception_is_answered_with_500_and_the_route(running: Gunicorn) -> None:
     answers = []
     changed = difference(running, lambda: answers.append(running.get("/cache-me?raise=x")))
-    assert (answers[0].status_code, answers[0].headers["X-Endpoint"]) == (500, "/cache-me")
+    assert (answers[0].status_code, answers[0].headers["X-Route"]) == (500, "/cache-me")
     assert changed['flask_http_request_exceptions_total{method="GET",status="500"}'] == 1
 
 
@@ -138,7 +138,7 @@ def test_request_is_logged(running: Gunicorn) -> None:
     running.get("/info?x=secret", headers={"X-Request-ID": "to-be-logged"})
     fields = wait_until(lambda: line(running, "to-be-logged"), 10, "the line")
     assert fields["worker"] in {1, 2}
-    assert (fields["method"], fields["path"], fields["endpoint"]) == ("GET", "/info", "/info")
+    assert (fields["method"], fields["path"], fields["route"]) == ("GET", "/info", "/info")
     assert (fields["status"], fields["level"]) == (200, "info")
     assert 0 < fields["duration"] < 10
 

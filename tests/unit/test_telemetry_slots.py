@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from telemetry import slots
 
+from gunicorn_flask_telemetry import slots
 from tests.stacks import ROOT
 
 ENVIRONMENT = {"PYTHONPATH": str(ROOT / "flask")}
@@ -125,7 +125,7 @@ def test_process_that_the_application_forks_has_files_of_its_own(tmp_path: Path)
     program = f"""
 import os
 from pathlib import Path
-from telemetry import slots
+from gunicorn_flask_telemetry import slots
 
 slots.claim(Path({str(tmp_path)!r}), 2).occupy()
 child = os.fork()
@@ -140,7 +140,7 @@ assert slots.current() == 1
 def test_directory_made_for_a_start_that_fails_is_removed() -> None:
     program = """
 from gunicorn.config import Config
-from telemetry.state import State
+from gunicorn_flask_telemetry.state import State
 
 print(State(Config()).directory)
 raise SystemExit(1)

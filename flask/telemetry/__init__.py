@@ -1,1 +1,0 @@
-"""Metrics and JSON logs of a Flask application under gunicorn: docs/gunicorn-metrics.md."""

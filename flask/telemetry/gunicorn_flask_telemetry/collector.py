@@ -1,0 +1,202 @@
+"""The metrics of one scrape: what the slots, /proc and the listening sockets say right now."""
+
+import json
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from gunicorn_flask_telemetry import slots
+
+# struct tcp_info of linux/tcp.h. Of a listening socket, Linux gives the connections waiting to be
+# accepted as tcpi_unacked, and how many may wait as tcpi_sacked.
+TCP_INFO = struct.Struct("8B6I")
+UNACKED, SACKED = 12, 13
+TRIES, SECONDS_BETWEEN_TRIES = 20, 0.01
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+class Process(NamedTuple):
+    """A live process, as /proc/PID/stat has it."""
+
+    cpu_seconds: float
+    resident_bytes: int
+
+    @classmethod
+    def read(cls, pid: int) -> Self | None:
+        """Return the process, or None where it is dead; a zombie is."""
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        # The name stands in brackets and may hold brackets and spaces. See proc_pid_stat(5); the
+        # first field after it, the state, is number 3 there.
+        fields = stat.rpartition(")")[2].split()
+        if fields[0] in "ZX":
+            return None
+        ticks = int(fields[11]) + int(fields[12])
+        return cls(ticks / TICKS_PER_SECOND, int(fields[21]) * PAGE_BYTES)
+
+
+class WorkerCollector:
+    """The gunicorn_* metrics, but for the queue's histogram, which is an ordinary one."""
+
+    def __init__(self, directory: Path, listeners: Iterable[socket.socket]) -> None:
+        """Read the slots in `directory`, and the backlog of `listeners`."""
+        self._directory = directory
+        self._listeners = list(listeners)
+        self._busy_seconds: dict[int, float] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric."""
+        readings = slots.read_all(self._directory)
+        processes = {
+            reading.number: process
+            for reading in readings
+            if reading.pid and (process := Process.read(reading.pid))
+        }
+        configured = json.loads((self._directory / "arbiter.json").read_text())
+        yield _gauge("gunicorn_workers", "Workers alive", len(processes))
+        yield _gauge(
+            "gunicorn_workers_configured", "Workers there should be", configured["workers"]
+        )
+        yield _gauge("gunicorn_worker_threads", "Threads of each worker", configured["threads"])
+        for reading in readings:
+            # A request that began while the slot was read makes it seem microseconds less.
+            last = self._busy_seconds.get(reading.number, 0.0)
+            self._busy_seconds[reading.number] = max(last, reading.busy_seconds)
+        yield from _work(readings, processes, self._busy_seconds)
+        yield from _resources(readings, processes)
+        yield _exits(readings)
+        yield from self._backlog()
+
+    def _backlog(self) -> Iterator[Metric]:
+        waiting = GaugeMetricFamily(
+            "gunicorn_listen_backlog",
+            "Connections waiting for a worker to accept them",
+            labels=["listener"],
+        )
+        limit = GaugeMetricFamily(
+            "gunicorn_listen_backlog_limit",
+            "Connections that may wait; the kernel drops what comes on top",
+            labels=["listener"],
+        )
+        for listener in self._listeners:
+            address = _address(listener)
+            info = TCP_INFO.unpack(
+                listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO.size)
+            )
+            waiting.add_metric([address], info[UNACKED])
+            limit.add_metric([address], info[SACKED])
+        yield waiting
+        yield limit
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _gauge(name: str, documentation: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, documentation, value)
+
+
+def _work(
+    readings: list[slots.Reading], processes: dict[int, Process], busy_seconds: dict[int, float]
+) -> Iterator[Metric]:
+    in_flight = GaugeMetricFamily(
+        "gunicorn_worker_requests_in_flight", "Requests being worked on", labels=["worker"]
+    )
+    requests = CounterMetricFamily(
+        "gunicorn_worker_requests", "Requests answered", labels=["worker"]
+    )
+    busy = CounterMetricFamily(
+        "gunicorn_worker_busy_seconds",
+        "Time that threads spent on requests, those in flight included",
+        labels=["worker"],
+    )
+    for reading in readings:
+        labels = [str(reading.number)]
+        if reading.number in processes:
+            in_flight.add_metric(labels, reading.in_flight)
+        requests.add_metric(labels, reading.requests)
+        busy.add_metric(labels, busy_seconds[reading.number])
+    yield in_flight
+    yield requests
+    yield busy
+
+
+def _resources(readings: list[slots.Reading], processes: dict[int, Process]) -> Iterator[Metric]:
+    memory = GaugeMetricFamily(
+        "gunicorn_worker_resident_memory_bytes", "Resident memory", labels=["worker"]
+    )
+    cpu = CounterMetricFamily(
+        "gunicorn_worker_cpu_seconds", "User and system CPU time", labels=["worker"]
+    )
+    started = GaugeMetricFamily(
+        "gunicorn_worker_start_time_seconds", "Unix time of the fork", labels=["worker"]
+    )
+    for reading in readings:
+        labels = [str(reading.number)]
+        process = processes.get(reading.number)
+        if process:
+            memory.add_metric(labels, process.resident_bytes)
+            started.add_metric(labels, reading.start_time)
+            cpu.add_metric(labels, reading.cpu_seconds + process.cpu_seconds)
+        elif not reading.pid:
+            # Of a worker that is dead but not yet released the time is in neither place.
+            cpu.add_metric(labels, reading.cpu_seconds)
+    yield memory
+    yield cpu
+    yield started
+
+
+def _exits(readings: list[slots.Reading]) -> Metric:
+    exits = CounterMetricFamily("gunicorn_worker_exits", "Workers that ended", labels=["reason"])
+    for reason in slots.REASONS:
+        exits.add_metric([reason], sum(reading.exits[reason] for reading in readings))
+    return exits
+
+
+class RequestCollector:
+    """What the workers counted with prometheus_client: the flask_* metrics, the queue, your own."""
+
+    def __init__(self, directory: Path) -> None:
+        """Read the multiprocess files in `directory`."""
+        self._files = MultiProcessCollector(None, str(directory))
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric, and flask_http_request_total, the counts of the histogram."""
+        for metric in self._read():
+            yield metric
+            if metric.name == "flask_http_request_duration_seconds":
+                yield _total(metric)
+
+    def _read(self) -> list[Metric]:
+        for _ in range(TRIES - 1):
+            # A worker that ended took its gauges' file with it, or a new one's is still empty.
+            with suppress(FileNotFoundError, struct.error):
+                return list(self._files.collect())
+            time.sleep(SECONDS_BETWEEN_TRIES)
+        return list(self._files.collect())
+
+
+def _total(durations: Metric) -> Metric:
+    total = CounterMetricFamily(
+        "flask_http_request",
+        "Total number of HTTP requests",
+        labels=["method", "route", "status"],
+    )
+    for sample in durations.samples:
+        if sample.name.endswith("_count"):
+            labels = sample.labels
+            total.add_metric([labels["method"], labels["route"], labels["status"]], sample.value)
+    return total

@@ -1,0 +1,92 @@
+"""Annotations: what happened and when, on the time axis of every panel."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from generator import colours
+from generator.targets import DATASOURCE
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One kind of event.
+
+    Args:
+        name: what its switch above the panels is called.
+        colour: of its annotations.
+        expr: PromQL; there is an annotation where it has a positive value.
+        title: heading of an annotation; `{{label}}` stands for a label's value.
+        text: below the heading.
+        at_value: the value itself, in Unix milliseconds, is the time of the annotation.
+        switch: whether there is a switch to hide these annotations.
+    """
+
+    name: str
+    colour: str
+    expr: str
+    title: str
+    text: str
+    at_value: bool = False
+    switch: bool = True
+
+
+def onset(condition: str) -> str:
+    """PromQL for when a condition begins: drawn for as long as it holds, it would cover the panels.
+
+    Args:
+        condition: PromQL with a `%s` where an offset belongs.
+    """
+    return f"({condition % ''}) unless ({condition % ' offset $__interval'})"
+
+
+STARTED = "gunicorn_worker_start_time_seconds"
+
+ANNOTATIONS = (
+    Annotation(
+        name="Alerts",
+        colour=colours.BAD,
+        expr=onset('ALERTS{alertstate="firing", severity!="info"}%s'),
+        title="{{alertname}} fires",
+        text="{{severity}} {{route}}",
+    ),
+    Annotation(
+        name="Reloads",
+        colour=colours.NEUTRAL,
+        expr=onset("changes(nginx_worker_process_id[$__rate_interval]%s) > 0"),
+        title="nginx's workers were replaced",
+        text="Its configuration was reloaded, or it was restarted",
+    ),
+    # All workers younger than 10 s at once is a deploy, not the replacing of one of them.
+    Annotation(
+        name="Restarts",
+        colour="purple",
+        expr=f"1000 * min by (instance) ({STARTED})"
+        f" and max by (instance) ({STARTED}) - min by (instance) ({STARTED}) < 10",
+        title="gunicorn started all its workers",
+        text="{{instance}}",
+        at_value=True,
+    ),
+    Annotation(
+        name="Worker failures",
+        colour=colours.WAITED,
+        expr=onset('instance_reason:gunicorn_worker_exits:increase1m{reason!="exit"}%s > 0'),
+        title="A worker ended: {{reason}}",
+        text="{{instance}}",
+        switch=False,
+    ),
+)
+
+
+def annotation(event: Annotation) -> dict[str, Any]:
+    """The annotation in Grafana's JSON."""
+    when = {"useValueForTime": "on"} if event.at_value else {}
+    return {
+        "name": event.name,
+        "datasource": DATASOURCE,
+        "enable": True,
+        "hide": not event.switch,
+        "iconColor": event.colour,
+        "target": {"refId": "Anno", "expr": event.expr, "interval": "5s"},
+        "titleFormat": event.title,
+        "textFormat": event.text,
+    } | when

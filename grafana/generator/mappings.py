@@ -1,0 +1,48 @@
+"""Value mappings: how a value is called and coloured. Of several that fit, the first counts."""
+
+from typing import Any
+
+from generator import colours
+from generator.signals.workers import STUCK
+
+Mapping = dict[str, Any]
+
+
+def exactly(values: dict[str, tuple[str, str]]) -> Mapping:
+    """Text and colour by value."""
+    results = {
+        value: {"text": text, "color": colour, "index": index}
+        for index, (value, (text, colour)) in enumerate(values.items())
+    }
+    return {"type": "value", "options": results}
+
+
+def between(low: float, high: float | None, colour: str, text: str | None = None) -> Mapping:
+    """The colour of a range, and its text unless the number is to be shown."""
+    result = {"color": colour} if text is None else {"text": text, "color": colour}
+    return {"type": "range", "options": {"from": low, "to": high, "result": result}}
+
+
+def no_value(text: str) -> Mapping:
+    """What is shown where there is no number."""
+    result = {"text": text, "color": colours.IDLE}
+    return {"type": "special", "options": {"match": "null+nan", "result": result}}
+
+
+# Of in-flight requests per thread.
+WORKER_STATES = [
+    exactly({"0": ("idle", colours.IDLE)}),
+    between(STUCK, None, colours.BAD, "stuck"),
+    between(1, STUCK, colours.WAITED, "full"),
+    between(0, 1, colours.NEUTRAL, "working"),
+]
+
+# Of the share of a job's targets that are up.
+TARGET_STATES = [
+    exactly({"0": ("down", colours.BAD), "1": ("up", colours.GOOD)}),
+    between(0, 1, colours.WARNING, "partly"),
+]
+
+ALERT_STATES = [
+    exactly({"firing": ("firing", colours.BAD), "pending": ("pending", "dark-yellow")}),
+]

@@ -1,0 +1,115 @@
+"""Every signal the dashboards draw: what it is called, asked for and measured in, said once.
+
+A signal's queries name the variables `$route` and `$instance`, so that one definition serves the
+stack as a whole and a single route. The metrics and rules behind them are those of the exporters
+and of prometheus/rules/.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+ROUTE = 'route=~"$route"'
+INSTANCE = 'instance=~"$instance"'
+RATE = "$__rate_interval"
+
+NO_REQUESTS = "No requests in this time range"
+
+
+@dataclass(frozen=True)
+class Query:
+    """One PromQL query of a signal.
+
+    Args:
+        expr: PromQL, with Grafana's variables in it.
+        legend: name of each resulting series; `{{label}}` stands for a label's value.
+        threshold: whether the series is the limit an alert compares with, not a measurement.
+        total: whether the series is a line over the stack of the others.
+    """
+
+    expr: str
+    legend: str
+    threshold: bool = False
+    total: bool = False
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What one panel shows.
+
+    Args:
+        title: the panel's title.
+        description: what it shows, what is normal, what to do when it is not.
+        unit: a unit id of Grafana's, such as `reqps` or `s`.
+        queries: what is drawn, in drawing order.
+        empty: why nothing is shown where a healthy stack has nothing to show; None if there is
+            always something.
+        colours: colour of a series by its name.
+        hues: colour of a series by a regular expression of Grafana's, for names not known before.
+    """
+
+    title: str
+    description: str
+    unit: str
+    queries: tuple[Query, ...]
+    empty: str | None = None
+    colours: Mapping[str, str] = field(default_factory=dict)
+    hues: Mapping[str, str] = field(default_factory=dict)
+
+
+def limit(expr: str, legend: str = "alert above", *, beside: str = "") -> Query:
+    """The limit of an alert, read from the rule that the alert itself reads.
+
+    Args:
+        expr: PromQL of the limit.
+        legend: its name.
+        beside: PromQL; where it has no result, there is no limit either, and so the panel is free
+            to say why it is empty.
+    """
+    return Query(f"{expr} and on () ({beside})" if beside else expr, legend, threshold=True)
+
+
+def rate(metric: str, selector: str = "") -> str:
+    """PromQL for a counter's total rate per second."""
+    return f"sum(rate({metric}{{{selector}}}[{RATE}]))"
+
+
+def quantile(q: float, metric: str, selector: str) -> str:
+    """PromQL for one percentile; `>= 0` drops the NaN of a histogram without observations."""
+    buckets = f"sum by (le) (rate({metric}_bucket{{{selector}}}[{RATE}]))"
+    return f"histogram_quantile({q}, {buckets}) >= 0"
+
+
+def quantiles(metric: str, selector: str) -> tuple[Query, ...]:
+    """The median, 95th and 99th percentile of a histogram."""
+    levels = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
+    return tuple(Query(quantile(q, metric, selector), name) for name, q in levels)
+
+
+def buckets(metric: str, selector: str) -> str:
+    """PromQL for a histogram's buckets over time; nothing at all without observations."""
+    counts = f"sum by (le) (increase({metric}_bucket{{{selector}}}[{RATE}]))"
+    return f"{counts} and on () ({observed(metric, selector)})"
+
+
+def observed(metric: str, selector: str) -> str:
+    """PromQL that has a result where a histogram had observations."""
+    return f"{rate(f'{metric}_count', selector)} > 0"
+
+
+def mean(metric: str, selector: str) -> str:
+    """PromQL for the mean of a histogram; nothing without observations."""
+    return f"{rate(f'{metric}_sum', selector)} / ({observed(metric, selector)})"
+
+
+def overall(ratio: str, weight: str) -> str:
+    """PromQL for a recorded ratio over all chosen routes.
+
+    NaN where there was no traffic: without it, Grafana would go on showing the last value it knows.
+    """
+    ratio, weight = f"{ratio}{{{ROUTE}}}", f"{weight}{{{ROUTE}}}"
+    return f"sum({ratio} * {weight}) / (sum({weight} and {ratio}) > 0) or vector(NaN)"
+
+
+def worst(recorded: str) -> str:
+    """PromQL for the highest of the chosen routes; NaN, as above, where there was no traffic."""
+    return f"max({recorded}{{{ROUTE}}} >= 0) or vector(NaN)"

@@ -1,0 +1,142 @@
+"""What clients ask for and what they get."""
+
+from generator import colours
+from generator.signals import (
+    NO_REQUESTS,
+    RATE,
+    ROUTE,
+    Query,
+    Signal,
+    buckets,
+    limit,
+    observed,
+    overall,
+    quantiles,
+    rate,
+    worst,
+)
+
+REQUESTS = "nginx_route_requests_total"
+DURATION = "nginx_route_request_duration_seconds"
+
+REQUEST_RATE = Signal(
+    title="Request rate",
+    description=(
+        "Requests answered per second, health checks left out. Normal is what the time of day "
+        "makes you expect; 0 is an idle stack. A sudden drop means that clients no longer get "
+        "through: look at *nginx* and at the targets. “No data” means that the exporter itself is "
+        "down."
+    ),
+    unit="reqps",
+    # No series exist before the first request: an exporter that is up and has none says zero.
+    queries=(
+        Query(
+            f'{rate(REQUESTS, ROUTE)} or 0 * sum(up{{job="nginx-access-exporter"}} == 1)',
+            "requests",
+        ),
+    ),
+)
+
+ERROR_RATIO = Signal(
+    title="Error ratio",
+    description=(
+        "Share of requests answered 5xx, over 5 minutes: the number the alert reads. Normal is 0; "
+        "red is above the alert's threshold. *Traffic* shows since when, *Upstream* whether Flask "
+        "failed or could not be reached."
+    ),
+    unit="percentunit",
+    queries=(
+        Query(
+            overall("route:nginx_errors:ratio_rate5m", "route:nginx_requests:rate5m"),
+            "errors",
+        ),
+        limit("threshold:error_ratio"),
+    ),
+    empty="No traffic",
+)
+
+P95 = Signal(
+    title="p95 latency",
+    description=(
+        "Of the slowest route: 95 % of its requests were answered within this time, over 5 "
+        "minutes, as nginx measured it, the client's network and queueing included. Red is above "
+        "the limit of prometheus/rules/thresholds.yml. Click a route in *Traffic* to see "
+        "which part of the way is slow."
+    ),
+    unit="s",
+    queries=(
+        Query(worst("route:nginx_request_duration_seconds:p95_rate5m"), "p95"),
+        limit("threshold:request_p95_seconds"),
+    ),
+    empty="No traffic",
+)
+
+BY_ROUTE = Signal(
+    title="Requests by route",
+    description=(
+        "Requests per second by Flask's URL rule. `unmatched` are paths the application does not "
+        "have, `none` are requests nginx answered without it. A rising `unmatched` is usually a "
+        "scanner or a broken link. Click a line for that route's own dashboard."
+    ),
+    unit="reqps",
+    queries=(Query(f"sum by (route) (rate({REQUESTS}{{{ROUTE}}}[{RATE}]))", "{{route}}"),),
+    empty=NO_REQUESTS,
+    hues=colours.ROUTES,
+)
+
+BY_STATUS = Signal(
+    title="Responses by status class",
+    description=(
+        "Responses per second, stacked, errors on top. Normal is green with some blue (redirects, "
+        "304) and yellow (clients' mistakes). Red is the server's fault: compare with *Failed "
+        "attempts and retries*."
+    ),
+    unit="reqps",
+    queries=tuple(
+        Query(rate(REQUESTS, f'{ROUTE}, status=~"{status[0]}.."'), status)
+        for status in colours.STATUS
+    ),
+    empty=NO_REQUESTS,
+    colours=colours.STATUS,
+)
+
+BY_METHOD = Signal(
+    title="Requests by method",
+    description=(
+        "Requests per second by HTTP method; anything but the standard ones is `OTHER`. Only GET "
+        "and HEAD can come from the cache, so a shift to other methods is load on Flask."
+    ),
+    unit="reqps",
+    queries=(Query(f"sum by (method) (rate({REQUESTS}{{{ROUTE}}}[{RATE}]))", "{{method}}"),),
+    empty=NO_REQUESTS,
+    colours=colours.METHODS,
+)
+
+LATENCY = Signal(
+    title="Latency clients see",
+    description=(
+        "Time from the first byte of the request to the last byte of the response, at nginx. p50 "
+        "is the usual case, p99 the unlucky one. Where p99 leaves p50 behind, look at *Upstream* "
+        "and *Workers*; where all rise together, at the cache. The line is the limit for an "
+        "route's p95."
+    ),
+    unit="s",
+    queries=(
+        *quantiles(DURATION, ROUTE),
+        limit("threshold:request_p95_seconds", "p95 limit", beside=observed(DURATION, ROUTE)),
+    ),
+    empty=NO_REQUESTS,
+    colours=colours.PERCENTILES,
+)
+
+LATENCY_HEATMAP = Signal(
+    title="Latency distribution",
+    description=(
+        "How many requests took how long; the stronger the colour, the more. Two bands are normal "
+        "for a cached route: hits below, misses above. A band that climbs is an upstream that "
+        "slows down."
+    ),
+    unit="s",
+    queries=(Query(buckets(DURATION, ROUTE), "{{le}}"),),
+    empty=NO_REQUESTS,
+)

@@ -1,0 +1,142 @@
+"""How Flask looks from nginx."""
+
+from generator import colours
+from generator.signals import (
+    INSTANCE,
+    RATE,
+    ROUTE,
+    Query,
+    Signal,
+    buckets,
+    limit,
+    mean,
+    observed,
+    quantile,
+    rate,
+    worst,
+)
+
+CONNECT = "nginx_route_upstream_connect_duration_seconds"
+HEADER = "nginx_route_upstream_header_duration_seconds"
+RESPONSE = "nginx_route_upstream_response_duration_seconds"
+ATTEMPTS = "nginx_route_upstream_attempts_total"
+FLASK = "flask_http_request_duration_seconds"
+
+# `none` is an attempt that ended before there was a status, because the client left.
+SENT = rate(ATTEMPTS, f'{ROUTE}, status!="none"')
+
+OF_FLASK = f"{ROUTE}, {INSTANCE}"
+
+NO_UPSTREAM = "No request went to Flask in this time range"
+
+UPSTREAM_P95 = Signal(
+    title="p95 upstream",
+    description=(
+        "95 % of the requests that went to Flask had the first byte of an answer within this "
+        "time, over 5 minutes. Red is above the alert's threshold: look at *Workers* for full or "
+        "stuck ones, then at Flask itself."
+    ),
+    unit="s",
+    queries=(
+        Query(worst("route:nginx_upstream_header_duration_seconds:p95_rate5m"), "p95"),
+        limit("threshold:upstream_p95_seconds"),
+    ),
+    empty="None upstream",
+)
+
+PHASES = Signal(
+    title="Upstream: connect, header, response",
+    description=(
+        "Time until nginx was connected to Flask, had the response's header, had all of it. "
+        "Connecting takes no time: if it does, the listen queue is full or the network is bad. "
+        "Header is Flask's work and the wait for a worker; response minus header is a long body."
+    ),
+    unit="s",
+    queries=(
+        *(
+            Query(quantile(q, metric, ROUTE), f"{name} {level}")
+            for name, metric in (("connect", CONNECT), ("header", HEADER), ("response", RESPONSE))
+            for level, q in (("p50", 0.5), ("p95", 0.95))
+        ),
+        limit(
+            "threshold:upstream_p95_seconds",
+            "alert: header p95 above",
+            beside=observed(HEADER, ROUTE),
+        ),
+    ),
+    empty=NO_UPSTREAM,
+    colours={
+        "connect p50": "light-green",
+        "connect p95": "green",
+        "header p50": "light-blue",
+        "header p95": "blue",
+        "response p50": "light-purple",
+        "response p95": "purple",
+    },
+)
+
+HEADER_HEATMAP = Signal(
+    title="Upstream header time",
+    description=(
+        "How many requests waited how long for Flask's first byte; the stronger the colour, the "
+        "more. One steady band is normal. A second band above it is a slow route or a stuck "
+        "worker; a smear upwards is queueing."
+    ),
+    unit="s",
+    queries=(Query(buckets(HEADER, ROUTE), "{{le}}"),),
+    empty=NO_UPSTREAM,
+)
+
+FAILED = f'{ATTEMPTS}{{{ROUTE}, status=~"5.."}}'
+
+FAILURES = Signal(
+    title="Failed attempts and retries",
+    description=(
+        "Attempts on Flask per second that ended in 5xx (502: no connection, 504: no answer in "
+        "time, 500: Flask's own), and attempts beyond the first of a request. Normal is none. "
+        "Clients see a failure only if no retry and no stale copy could cover it."
+    ),
+    unit="ops",
+    queries=(
+        Query(f"sum by (status) (rate({FAILED}[{RATE}]))", "{{status}}"),
+        Query(f"round({SENT} - {rate(f'{RESPONSE}_count', ROUTE)}, 0.001) > 0", "retries"),
+        limit(
+            f"threshold:upstream_failure_ratio * on () {SENT}",
+            beside=f"rate({FAILED}[{RATE}])",
+        ),
+    ),
+    empty="No attempt failed in this time range",
+    colours=colours.FAILURES | {"retries": colours.WAITED},
+)
+
+NGINX_AND_FLASK = Signal(
+    title="The same requests, seen by nginx and by Flask",
+    description=(
+        "Mean time per request: nginx's from connecting to the last byte, Flask's inside the "
+        "application. The gap between them is queueing for a worker and the network; normally it "
+        "is a millisecond or two. A wide gap with a low Flask time asks for more workers, not for "
+        "faster code."
+    ),
+    unit="s",
+    queries=(
+        Query(mean(RESPONSE, ROUTE), "seen by nginx"),
+        Query(mean(FLASK, OF_FLASK), "seen by Flask"),
+    ),
+    empty=NO_UPSTREAM,
+    colours={"seen by nginx": colours.WAITED, "seen by Flask": colours.NEUTRAL},
+)
+
+FLASK_RESPONSES = Signal(
+    title="Responses by Flask",
+    description=(
+        "What Flask itself counted, by status; background refreshes of the cache are in it. A 5xx "
+        "here is an exception in the application: its log has the traceback, by request id."
+    ),
+    unit="reqps",
+    queries=tuple(
+        Query(rate("flask_http_request_total", f'{OF_FLASK}, status=~"{status[0]}.."'), status)
+        for status in colours.STATUS
+    ),
+    empty=NO_UPSTREAM,
+    colours=colours.STATUS,
+)

@@ -1,0 +1,134 @@
+"""Whether gunicorn's workers keep up."""
+
+from generator import colours
+from generator.signals import INSTANCE, Query, Signal, limit, observed, quantiles
+
+SELECTED = f"{{{INSTANCE}}}"
+IN_FLIGHT = f"gunicorn_worker_requests_in_flight{SELECTED}"
+
+# Added to the load of a worker that answered nothing for half a minute while it held requests.
+STUCK = 1000
+
+UTILISATION = Signal(
+    title="Worker utilisation",
+    description=(
+        "Share of the time that the workers' threads were busy, over 5 minutes, of the fullest "
+        "replica: the number the alert reads. Above its threshold (red) requests begin to queue: "
+        "see *Queue time*, then add workers or threads, or find what holds them."
+    ),
+    unit="percentunit",
+    queries=(
+        Query(
+            f"max(instance:gunicorn_worker_utilisation:ratio_rate5m{SELECTED}) or vector(NaN)",
+            "busy",
+        ),
+        limit("threshold:worker_utilisation"),
+    ),
+)
+
+UTILISATION_BY_INSTANCE = Signal(
+    title="Worker utilisation",
+    description=(
+        "Share of the workers' threads that were busy, over 1 minute, by replica (the alert looks "
+        "at 5). Under the line is room; at 100 % every further request waits. One replica far "
+        "above the others: is one of its workers stuck?"
+    ),
+    unit="percentunit",
+    queries=(
+        Query(f"instance:gunicorn_worker_utilisation:ratio_rate1m{SELECTED}", "{{instance}}"),
+        limit("threshold:worker_utilisation"),
+    ),
+    hues=colours.INSTANCES,
+)
+
+BUSY_WORKERS = Signal(
+    title="In flight by worker",
+    description=(
+        "What each worker's threads are doing: nothing (grey), working on requests (blue), all "
+        "working (orange). Red is stuck: the worker holds requests and has answered none for half "
+        "a minute. With threads, gunicorn never ends it for that: look at its stack "
+        "(docs/runbooks.md, UpstreamSlow), then kill it."
+    ),
+    unit="percentunit",
+    queries=(
+        Query(
+            f"{IN_FLIGHT} / on (instance) group_left () gunicorn_worker_threads{SELECTED}"
+            f" + {STUCK} * ({IN_FLIGHT} > bool 0)"
+            f" * (increase(gunicorn_worker_requests_total{SELECTED}[30s]) == bool 0)"
+            " and gunicorn_worker_start_time_seconds",
+            "{{worker}} · {{instance}}",
+        ),
+    ),
+)
+
+QUEUED = "gunicorn_request_queue_duration_seconds"
+
+QUEUE = Signal(
+    title="Queue time",
+    description=(
+        "From nginx passing a request on to a worker starting on it. Normal is a millisecond; it "
+        "rises before anything else when the workers are full, long before clients see errors."
+    ),
+    unit="s",
+    queries=(
+        *quantiles(QUEUED, INSTANCE),
+        limit(
+            "threshold:request_queue_p95_seconds",
+            "alert: p95 above",
+            beside=observed(QUEUED, INSTANCE),
+        ),
+    ),
+    empty="No request reached a worker in this time range",
+    colours=colours.PERCENTILES,
+)
+
+BACKLOG_LIMIT = f"max(gunicorn_listen_backlog_limit{SELECTED})"
+
+BACKLOG = Signal(
+    title="Listen backlog",
+    description=(
+        "Connections that the kernel holds because no worker has accepted them, and how many it "
+        "can hold; the scale is logarithmic. Normal is 0. At the limit the kernel drops new "
+        "connections, and nginx's attempts time out."
+    ),
+    unit="short",
+    queries=(
+        Query(f"gunicorn_listen_backlog{SELECTED}", "{{instance}}"),
+        Query(BACKLOG_LIMIT, "limit"),
+        limit(f"threshold:listen_backlog_ratio * on () {BACKLOG_LIMIT}"),
+    ),
+    colours={"limit": colours.IDLE},
+    hues=colours.INSTANCES,
+)
+
+MEMORY = Signal(
+    title="Memory by worker",
+    description=(
+        "Resident memory of each worker. Level lines are normal, with a drop where a worker was "
+        "replaced. A line that only climbs is a leak: GUNICORN_MAX_REQUESTS bounds it until it is "
+        "found."
+    ),
+    unit="bytes",
+    queries=(
+        Query(
+            f"gunicorn_worker_resident_memory_bytes{SELECTED}",
+            "{{worker}} · {{instance}}",
+        ),
+    ),
+    hues=colours.WORKERS,
+)
+
+ENDED = f"instance_reason:gunicorn_worker_exits:increase1m{SELECTED}"
+
+EXITS = Signal(
+    title="Worker exits",
+    description=(
+        "Workers that ended, by reason, in the minute before. `exit` is planned (reload, max "
+        "requests). `timeout` is a worker gunicorn killed because it was stuck, `signal` one that "
+        "crashed or ran out of memory: read its log."
+    ),
+    unit="short",
+    queries=(Query(f"round(sum by (reason) ({ENDED})) > 0", "{{reason}}"),),
+    empty="No worker ended in this time range",
+    colours=colours.EXITS,
+)
