@@ -112,11 +112,7 @@ class Gunicorn:
     def metrics_server(self) -> int | None:
         """Return the pid of the process that serves the metrics."""
         return next(
-            (
-                pid
-                for pid in children(self.process.pid)
-                if METRICS_SERVER.encode() in _command(pid)
-            ),
+            (pid for pid in children(self.process.pid) if METRICS_SERVER.encode() in _command(pid)),
             None,
         )
 

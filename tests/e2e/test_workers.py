@@ -73,8 +73,7 @@ def workers(stack: Stack) -> list[Process]:
     return [
         process
         for process in others
-        if process.parent == arbiter.pid
-        and METRICS_SERVER not in process.command
+        if process.parent == arbiter.pid and METRICS_SERVER not in process.command
     ]
 
 
