@@ -55,6 +55,11 @@ class Signal:
     colours: Mapping[str, str] = field(default_factory=dict)
     hues: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def limit(self) -> Query | None:
+        """The query of the alert's limit; None where no alert speaks of this signal."""
+        return next((query for query in self.queries if query.threshold), None)
+
 
 def limit(expr: str, legend: str = "alert above", *, beside: str = "") -> Query:
     """The limit of an alert, read from the rule that the alert itself reads.

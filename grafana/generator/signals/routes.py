@@ -1,0 +1,104 @@
+"""The table of routes: one row for each route, on the overview and in `./stack top`.
+
+Every expression is a function of the window, a PromQL duration: the dashboard looks at 5 minutes,
+as the alerts do, and `./stack top` at what its reader chooses.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from generator.signals import Query
+from generator.signals.cache import HIT, HIT_RATIO
+from generator.signals.traffic import DURATION, ERROR_RATIO, P95, REQUESTS
+from generator.signals.upstream import FLASK
+
+FAILED = 'status=~"5.."'
+LOOKUP = 'cache!~"NONE|overflow"'
+# All that waited for Flask. A route without a cache (NONE) has no misses by definition, but its
+# latency belongs in this column too: without it, its row would have none.
+WAITED = 'cache=~"MISS|EXPIRED|BYPASS|REVALIDATED|NONE"'
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table.
+
+    Args:
+        key: its name in the JSON of `./stack top`.
+        title: its heading.
+        unit: a unit id of Grafana's.
+        expr: PromQL by route, from the window.
+        limit: the limit that colours a value; None where no alert speaks of it.
+        low_is_bad: whether the values below the limit are the bad ones.
+    """
+
+    key: str
+    title: str
+    unit: str
+    expr: Callable[[str], str]
+    limit: Query | None = None
+    low_is_bad: bool = False
+
+
+def counted(metric: str, selector: str, window: str) -> str:
+    """PromQL for a counter's rate by route.
+
+    As in prometheus/rules/nginx.yml, where the reason is given: with all that a new series had
+    counted before its first scrape.
+    """
+    series = f"{metric}{{{selector}}}"
+    filled = f"1 * {series} or 0 * {series} @ end() and on (job, instance) up == 1"
+    return f"sum by (route) (rate(({filled})[{window}:5s]))"
+
+
+def requests(window: str) -> str:
+    """PromQL for requests per second by route."""
+    return counted(REQUESTS, "", window)
+
+
+def failed(window: str) -> str:
+    """PromQL for requests per second answered 5xx, by route; 0 for a route without."""
+    return f"({counted(REQUESTS, FAILED, window)} or 0 * {requests(window)})"
+
+
+def lookups(window: str) -> str:
+    """PromQL for requests per second that the cache had a say in, by route."""
+    return counted(REQUESTS, LOOKUP, window)
+
+
+def hits(window: str) -> str:
+    """PromQL for requests per second answered from the cache, by route; 0 for a route without."""
+    return f"({counted(REQUESTS, HIT, window)} or 0 * {lookups(window)})"
+
+
+def error_ratio(window: str) -> str:
+    """PromQL for the share of requests answered 5xx, by route."""
+    return f"{failed(window)} / ({requests(window)} > 0)"
+
+
+def hit_ratio(window: str) -> str:
+    """PromQL for the share of cacheable requests answered from the cache, by route."""
+    return f"{hits(window)} / ({lookups(window)} > 0)"
+
+
+def p95(selector: str, window: str) -> str:
+    """PromQL for the 95th percentile of the time clients waited, by route."""
+    rates = f"sum by (route, le) (rate({DURATION}_bucket{{{selector}}}[{window}]))"
+    return f"histogram_quantile(0.95, {rates}) >= 0"
+
+
+def flask_seconds(window: str) -> str:
+    """PromQL for the seconds of Flask's time that a route takes each second."""
+    return counted(f"{FLASK}_sum", "", window)
+
+
+COLUMNS = (
+    Column("requests_per_second", "Requests/s", "reqps", requests),
+    Column("error_ratio", "Errors", "percentunit", error_ratio, ERROR_RATIO.limit),
+    Column(
+        "cache_hit_ratio", "Hit ratio", "percentunit", hit_ratio, HIT_RATIO.limit, low_is_bad=True
+    ),
+    Column("p95_hit_seconds", "p95 hits", "s", lambda window: p95(HIT, window), P95.limit),
+    Column("p95_miss_seconds", "p95 misses", "s", lambda window: p95(WAITED, window), P95.limit),
+    Column("flask_seconds_per_second", "Flask s/s", "none", flask_seconds),
+)
