@@ -1,0 +1,236 @@
+"""Documents agree with the files they describe, their links resolve, and the wording is plain."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+import yaml
+
+from local.settings import INNER_PORTS, ROOT, SERVICES
+
+
+def tracked(*patterns: str) -> list[Path]:
+    """The project's files that match, as git knows them."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT / name for name in listed.splitlines() if (ROOT / name).is_file()]
+
+
+DOCUMENTS = tracked("*.md", "*.html")
+
+
+def named(path: Path) -> str:
+    """A test's id for a file."""
+    return str(path.relative_to(ROOT))
+
+
+# Links
+
+
+class Html(HTMLParser):
+    """Collects the links and the ids of an HTML page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.anchors: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        del tag
+        for name, value in attrs:
+            if name in ("href", "src"):
+                self.links.append(value or "")
+            if name == "id":
+                self.anchors.append(value or "")
+
+
+def without_code(markdown: str) -> str:
+    return re.sub(r"`[^`\n]+`", "", re.sub(r"^```.*?^```", "", markdown, flags=re.M | re.S))
+
+
+def links(path: Path) -> list[str]:
+    """Where a document's links lead, as they are written."""
+    text = path.read_text()
+    if path.suffix == ".html":
+        return Html(text).links
+    return re.findall(r"\]\(([^)\s]+)\)", without_code(text)) + Html(without_code(text)).links
+
+
+def anchors(path: Path) -> list[str]:
+    """The fragments that lead to a document's parts; in Markdown, as forges make them."""
+    text = path.read_text()
+    if path.suffix == ".html":
+        return Html(text).anchors
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
+    slugs = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+    return slugs + Html(text).anchors
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=named)
+def test_links_lead_somewhere(path: Path) -> None:
+    broken = []
+    for link in links(path):
+        if re.match(
+            r"(https?|mailto):|/", link
+        ):  # "/…" is a page of the server that has the document
+            continue
+        name, _, anchor = unquote(link).partition("#")
+        target = (path.parent / name).resolve() if name else path
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert not broken
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=named)
+def test_anchors_are_unique(path: Path) -> None:
+    found = anchors(path)
+    assert sorted(found) == sorted(set(found))
+
+
+def test_files_that_documents_name_exist() -> None:
+    """Names in code style that begin with one of the project's folders; secrets are the user's."""
+    folders = "|".join(
+        re.escape(each) for each in {named(path).split("/")[0] for path in tracked("*/*")}
+    )
+    missing = {
+        f"{named(document)}: {name}"
+        for document in DOCUMENTS
+        for name in re.findall(rf"[`>]((?:{folders})/[\w./-]+)[`<]", document.read_text())
+        if not (ROOT / name).exists() and not name.startswith("prometheus/secrets/")
+    }
+    assert not missing
+
+
+# The tables of docs/architecture.md
+
+
+def table(document: str, *columns: str) -> list[list[str]]:
+    """The rows, without code style, of the table with these columns."""
+    head = "| " + " | ".join(columns) + " |\n"
+    text = (ROOT / document).read_text()
+    assert head in text, f"{document} has no table with the columns {columns}"
+    lines = text.split(head)[1].splitlines()[1:]
+    rows = []
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip().replace("`", "") for cell in line.strip("|").split("|")])
+    return rows
+
+
+def published(ports: list[str]) -> dict[str, str]:
+    """How compose.yaml publishes the container's ports, in the words of the document's table."""
+    found = {}
+    for text in ports:
+        line = re.fullmatch(r"(127\.0\.0\.1:)?\$\{\w+:-([\d-]+)\}:(\d+)", text)
+        assert line, text
+        found[line[3]] = f"{line[2]}, {'loopback' if line[1] else 'all addresses'}"
+    return found
+
+
+def test_architecture_has_the_ports_of_compose_and_of_local_processes() -> None:
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    columns = ("Container port", "With Docker: on this machine", "Without Docker", "Variable")
+    rows = table("docs/architecture.md", "Service", "Image", *columns)
+    inner = {"NGINX_STATUS_PORT": "nginx-proxy", "FLASK_METRICS_PORT": "flask-app"}
+    expected = {
+        (
+            service.name,
+            str(service.container_port),
+            published(compose[service.name].get("ports", [])).get(
+                str(service.container_port), "not published"
+            ),
+            str(service.default_port),
+            service.port_variable,
+        )
+        for service in SERVICES
+    } | {
+        (inner[variable], str(port), "not published", str(port), variable)
+        for variable, port in INNER_PORTS.items()
+    }
+    assert {(name, port.split()[0], *rest) for name, _, port, *rest in rows} == expected
+
+
+def test_architecture_has_the_images_of_compose() -> None:
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    rows = table(
+        "docs/architecture.md",
+        *("Service", "Image", "Container port"),
+        *("With Docker: on this machine", "Without Docker", "Variable"),
+    )
+    written = {name: image for name, image, *_ in rows if image}
+    for name, service in compose.items():
+        if "build" in service:
+            context = service["build"]["context"]
+            image = re.search(r"\w+_IMAGE", " ".join(service["build"]["args"]))
+            assert image
+            assert written.pop(name) == f"built from {context}/ on {image[0]}"
+        else:
+            assert written.pop(name) == service["image"].strip("${}")
+    assert written == {}
+
+
+def test_architecture_has_the_health_checks_of_local_processes() -> None:
+    rows = table("docs/architecture.md", "Service", "Path")
+    assert [name for name, _ in rows] == sorted(
+        {service.name for service in SERVICES}, key=[name for name, _ in rows].index
+    )
+    paths = {service.name: service.health_path for service in SERVICES}
+    for name, path in rows:
+        assert path.split()[0].strip(",") == paths[name]
+
+
+# Versions
+
+
+def test_changelog_and_both_packages_have_one_version() -> None:
+    released = re.search(r"^## \[([\d.]+)\] - (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert released
+    assert re.fullmatch(r"Unreleased|\d{4}-\d\d-\d\d", released[2])
+    for package in (
+        "flask/telemetry/gunicorn_flask_telemetry",
+        "nginx/access_exporter/nginx_access_exporter",
+    ):
+        text = (ROOT / package / "__init__.py").read_text()
+        assert re.findall(r'^__version__ = "(.+)"$', text, re.M) == [released[1]]
+
+
+# Wording: a pattern, and what to write instead.
+BANNED = {
+    r"(?<!pytest\.)\bmarks?\b": "annotation (of a dashboard), marker (of pytest), stamp",
+    r"\bmarked\b": "annotated, or say what happens",
+    r"\bboards?\b": "dashboard",
+    r"\btiles?\b": "stat",
+    r"\bleftovers?\b|\bleft[ -]overs?\b": "orphaned processes, or what remains",
+    r"whoever is (there|here)": "every peer, anyone who can connect",
+    r"\bwhat (is|was) (not )?there\b": "name the thing",
+    r"\bthat much of\b|\bso much a\b": "name the amount",
+    r"\btwo by two\b|\b(in|by) turns?\b": "alternately",
+    r"\bas (it|they) (stands?|comes?)\b": "unchanged, as shipped",
+    r"\bleaves? alone\b": "does not kill, does not change",
+    r"\btakes? the word\b": "trusts",
+    r"\b(is|are|was|were) believed\b": "is trusted",
+    r"\bto be had\b": "available",
+    r"\bfor ever\b": "forever, or say how long",
+    r"\bput in its place\b|\bin its stead\b": "replace it",
+}
+# Not prose, or not ours: the rules above are in this file; locks and pictures are made by tools.
+UNREAD = re.compile(r"requirements\.txt$|\.png$|^LICENSE$|^tests/config/test_documents\.py$")
+
+
+@pytest.mark.parametrize("pattern", BANNED)
+def test_banned_words_are_kept_out(pattern: str) -> None:
+    offenders = [
+        f"{named(path)}:{number}: {line.strip()}"
+        for path in tracked()
+        if not UNREAD.search(named(path))
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if re.search(pattern, line, re.I)
+    ]
+    assert not offenders, f"instead: {BANNED[pattern]}\n" + "\n".join(offenders)
