@@ -285,7 +285,7 @@ class ComposeStack(Stack):
     def up(self) -> None:
         # Only the services whose images can be had, and what they depend on.
         services = self.compose("config", "--services").split()
-        if not _grafana_image():
+        if not grafana_image():
             services.remove("grafana")
         self.compose("up", "--build", "--wait", *services)
 
@@ -361,7 +361,7 @@ def engine_missing() -> str:
 
 
 @functools.cache
-def _grafana_image() -> bool:
+def grafana_image() -> bool:
     """Whether Grafana's image is here or can be pulled."""
     image = settings()["GRAFANA_IMAGE"]
     for command in (["docker", "image", "inspect", image], ["docker", "pull", "--quiet", image]):

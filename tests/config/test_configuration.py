@@ -144,6 +144,10 @@ def test_hadolint() -> None:
     run("hadolint", *tracked("Dockerfile", "*/Dockerfile"))
 
 
+def test_actionlint() -> None:
+    run("actionlint", "-no-color", *tracked(".github/workflows/*"))
+
+
 def test_compose_lint(tmp_path: Path) -> None:
     # A copy: below /root, any bind mount of the project's own files would count as the system's.
     for name in ("compose.yaml", ".env"):

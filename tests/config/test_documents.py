@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from html.parser import HTMLParser
@@ -199,6 +200,25 @@ def test_changelog_and_both_packages_have_one_version() -> None:
     ):
         text = (ROOT / package / "__init__.py").read_text()
         assert re.findall(r'^__version__ = "(.+)"$', text, re.M) == [released[1]]
+
+
+def test_renovate_follows_every_image_and_every_pinned_file() -> None:
+    config = json.loads((ROOT / "renovate.json").read_text())
+    (images,) = (each for each in config["customManagers"] if "IMAGE" in each["matchStrings"][0])
+    assert images["managerFilePatterns"] == [r"/^\.env$/"]
+    pattern = images["matchStrings"][0].replace("(?<", "(?P<")
+    env = (ROOT / ".env").read_text()
+    found = {f"{each['depName']}:{each['currentValue']}" for each in re.finditer(pattern, env)}
+    assert found == {value for name, value in settings_of(env).items() if name.endswith("_IMAGE")}
+    compiled = re.compile(config["pip-compile"]["managerFilePatterns"][0].strip("/"))
+    assert {
+        named(path) for path in tracked("*requirements.txt") if compiled.search(named(path))
+    } == {named(path.with_suffix(".txt")) for path in tracked("*requirements.in")}
+
+
+def settings_of(env: str) -> dict[str, str]:
+    """The variables that a text in the form of `.env` sets."""
+    return dict(re.findall(r"^(\w+)=(.*)$", env, re.M))
 
 
 # Wording: a pattern, and what to write instead.

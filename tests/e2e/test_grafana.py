@@ -1,0 +1,39 @@
+"""The checks of tests/grafana_check.py, wherever a Grafana runs with the stack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import requests
+
+from local.settings import grafana_program, settings
+from tests.grafana_check import CHECKS, Grafana, check_figures
+from tests.stacks import Stack, grafana_image, launch
+
+
+@pytest.fixture(scope="module")
+def watched(kind: str) -> Iterator[Stack]:
+    """A stack of its own, with a Grafana, that nothing else sends requests to."""
+    if kind == "local" and not grafana_program(settings()):
+        pytest.skip("no Grafana for local processes: ./stack grafana, or set GRAFANA_HOME")
+    if kind == "compose" and not grafana_image():
+        pytest.skip("no image of Grafana, and none can be pulled")
+    with launch(kind) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def grafana(watched: Stack) -> Grafana:
+    found = Grafana(f"http://127.0.0.1:{watched.ports['GRAFANA_PORT']}")
+    requests.get(f"{found.url}/api/health", timeout=10).raise_for_status()
+    return found
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+def test_grafana(check: Callable[[Grafana], None], grafana: Grafana) -> None:
+    check(grafana)
+
+
+def test_grafana_shows_the_traffic_that_was_sent(grafana: Grafana, watched: Stack) -> None:
+    check_figures(grafana, watched.http)
