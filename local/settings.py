@@ -150,14 +150,16 @@ def environment(values: dict[str, str], run: Path) -> dict[str, str]:
         "RUNBOOKS_URL": f"http://localhost:{port['PROMETHEUS_PORT']}/user/runbooks.md",
     }
     grafana = grafana_program(values)
+    home = values.get("GRAFANA_HOME") or _fetched_grafana(values) or "/usr/share/grafana"
     paths |= {
         "GRAFANA": grafana,
         "GRAFANA_AUTOSTART": "true" if grafana else "false",
-        "GRAFANA_HOME": values.get("GRAFANA_HOME") or "/usr/share/grafana",
+        "GRAFANA_HOME": home,
         "GRAFANA_DASHBOARDS": str(ROOT / "grafana" / "dashboards"),
         "GF_PATHS_PROVISIONING": str(ROOT / "grafana" / "provisioning"),
         "GF_PATHS_DATA": str(run / "grafana"),
         "GF_PATHS_LOGS": str(run / "grafana" / "log"),
+        "GF_PATHS_BUNDLED_PLUGINS": f"{home}/data/plugins-bundled",
         "GF_PATHS_PLUGINS": str(run / "grafana" / "plugins"),
         "GF_SECURITY_ADMIN_PASSWORD": values.get("GRAFANA_ADMIN_PASSWORD", ""),
     }
@@ -174,15 +176,25 @@ def environment(values: dict[str, str], run: Path) -> dict[str, str]:
     return defaults | values | paths | addresses | numbers
 
 
+def grafana_home(values: dict[str, str]) -> Path:
+    """Where `./stack grafana` puts the Grafana of `.env`'s version; it is complete if it exists."""
+    return LOCAL / "grafana" / values.get("GRAFANA_IMAGE", "").rpartition(":")[2]
+
+
 def grafana_program(values: dict[str, str]) -> str:
-    """Where Grafana's program is: in GRAFANA_HOME, or on PATH; empty where there is none."""
-    home = values.get("GRAFANA_HOME")
-    if home is None:
+    """Grafana's program: in GRAFANA_HOME, else as fetched, else on PATH; empty if there is none."""
+    home = values.get("GRAFANA_HOME") or _fetched_grafana(values)
+    if not home:
         return shutil.which("grafana", path=values.get("PATH")) or ""
     program = Path(home, "bin", "grafana")
     if not program.is_file():
         raise StackError(f"GRAFANA_HOME={home}: there is no bin/grafana in it")
     return str(program)
+
+
+def _fetched_grafana(values: dict[str, str]) -> str:
+    home = grafana_home(values)
+    return str(home) if (home / "bin").is_dir() else ""
 
 
 def container_addresses(values: dict[str, str]) -> dict[str, str]:
