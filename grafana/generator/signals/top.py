@@ -51,3 +51,4 @@ def worker_requests(window: str) -> str:
 
 WORKER_AGE = "time() - gunicorn_worker_start_time_seconds"
 WORKER_THREADS = "gunicorn_worker_threads"
+BACKLOG_CAPACITY = "gunicorn_listen_backlog_limit"
