@@ -36,7 +36,9 @@ SERVICE_REQUIREMENTS = (
     ROOT / "flask" / "requirements.txt",
     ROOT / "nginx" / "access_exporter" / "requirements.txt",
     ROOT / "local" / "requirements.txt",
+    ROOT / "local" / "requirements-top.txt",
 )
+TOP_REQUIREMENTS = SERVICE_REQUIREMENTS[-1]
 # Our own packages; what they depend on is in the requirements above.
 SERVICE_PACKAGES = (ROOT / "flask" / "telemetry", ROOT / "nginx" / "access_exporter")
 TEST_REQUIREMENTS = (ROOT / "tests" / "requirements.txt",)
@@ -96,6 +98,11 @@ def ensure_python(progress: Progress, *, tests: bool) -> None:
         _ensure_requirements(path, progress)
     for folder in SERVICE_PACKAGES:
         _ensure_package(folder, progress)
+
+
+def ensure_top(progress: Progress) -> None:
+    """Have what `./stack top` needs in `.local/venv`: no more, where containers run the stack."""
+    _ensure_requirements(TOP_REQUIREMENTS, progress)
 
 
 def mime_types() -> Path:

@@ -176,6 +176,11 @@ class Processes:
         """The environment the running stack was started with."""
         return json.loads(self._saved.read_text())
 
+    def address(self, name: str) -> str:
+        """The URL of a service of the running stack."""
+        service = next(service for service in SERVICES if service.name == name)
+        return f"http://127.0.0.1:{self.saved_environment()[service.port_variable]}"
+
     def log(self, service: str) -> Path:
         """The file that holds what a service printed."""
         return self.run / "logs" / f"{service}.log"
