@@ -40,8 +40,9 @@ HELP = (
     ("q", "quit"),
 )
 MEANING = (
-    "A number marked ! is beyond the threshold that its alert reads. p95 misses: all that waited",
-    "for Flask. Flask s/s: seconds of Flask's time a route takes each second; 1 is one thread.",
+    "A number marked ! is beyond the threshold that its alert reads. p95 misses: of all requests "
+    "that waited for Flask. Flask s/s: seconds of Flask's time that a route takes each second; "
+    "1 keeps one thread busy."
 )
 
 
@@ -126,6 +127,9 @@ def _title(snapshot: Snapshot, view: View, canvas: Canvas) -> Text:
     text = Text(no_wrap=True, overflow="crop")
     text.append("stack top", TITLE)
     text.append(f"  {words.clock(snapshot.time, snapshot.time)}  over {snapshot.window}")
+    highest_first = (view.sort == "route") == view.reverse
+    title = next((each.title for each in COLUMNS if each.key == SORT_KEYS[view.sort]), "name")
+    text.append(f"  routes by {title} {symbols.down if highest_first else symbols.up}")
     if view.problem:
         text.append(f"  {symbols.text(view.problem)}", BAD)
     elif view.paused:
@@ -213,9 +217,8 @@ def _routes(snapshot: Snapshot, view: View, canvas: Canvas, rows: int) -> Table:
     if len(shown) < len(routes):
         heading = f"Route {offset + 1}-{offset + len(shown)} of {len(routes)}"
 
-    def titled(title: str, key: str) -> str:
-        down = (key == "route") == view.reverse
-        return f"{title} {symbols.down if down else symbols.up}" if key == sort else title
+    def titled(title: str, key: str) -> Text:
+        return Text(title, "reverse" if key == sort else "")
 
     first = width - CELL * len(columns) - 1
     table = _table(
@@ -320,7 +323,7 @@ def _help() -> list[RenderableType]:
     table = Table.grid(padding=(0, 2, 0, 0))
     for keys, what in HELP:
         table.add_row(Text(keys, TITLE), Text(what))
-    return [table, Text(), *(Text(line) for line in MEANING)]
+    return [table, Text(), Text(MEANING)]
 
 
 def _keys(view: View, width: int) -> Text:
@@ -343,7 +346,7 @@ def _keys(view: View, width: int) -> Text:
     return text
 
 
-def _table(*columns: tuple[str, int | None, Literal["left", "right"]]) -> Table:
+def _table(*columns: tuple[str | Text, int | None, Literal["left", "right"]]) -> Table:
     """A table with these headings; one column without a width takes what is left."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), expand=True, header_style=TITLE)
     for title, width, justify in columns:

@@ -73,6 +73,8 @@ def rate(value: float) -> str:
     """Events per second."""
     if value == 0:
         return "0"
+    if value < LEAST:
+        return f"{value:.2g}" if value >= LEAST / TEN else "<0.001"
     return f"{value:,.0f}" if value >= HUNDRED else f"{value:.{1 if value >= TEN else 2}f}"
 
 
