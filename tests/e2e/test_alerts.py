@@ -47,8 +47,8 @@ def faster_configuration(folder: Path) -> dict[str, str]:
         (folder / path.relative_to(source)).write_text(faster(path.read_text()))
     # Scrapes are requests too, which nginx does not log; now there are SPEED times as many.
     thresholds = folder / "rules" / "thresholds.yml"
-    unlogged = re.compile(r'(unlogged_requests_per_second", expr: vector)\((\d+)\)')
-    more = unlogged.sub(lambda it: f"{it[1]}({int(it[2]) * SPEED})", thresholds.read_text())
+    unlogged = re.compile(r'(unlogged_requests_per_second", expr:) (\d+)')
+    more = unlogged.sub(lambda it: f"{it[1]} {int(it[2]) * SPEED}", thresholds.read_text())
     thresholds.write_text(more)
     return {
         "PROMETHEUS_RULES_DIR": str(folder / "rules"),
