@@ -43,7 +43,7 @@ class Scenario:
     Args:
         summary: what it sends, in a line for `--help`.
         watch: what its user will see, and where.
-        paths: sent by turns; `{n}` becomes a text that no request had before.
+        paths: sent in rotation; `{n}` becomes a text that no request had before.
         rate: requests per second, unless the user asks for another rate.
         duration: seconds, unless the user asks for another duration.
         connections: how many requests are under way at once, at most.

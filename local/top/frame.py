@@ -26,8 +26,14 @@ TITLES = {
     "alerts_firing": ("Alerts firing", "{:.0f}".format),
 }
 # Columns of the routes' table that go first on a narrow terminal, and the width each of them needs.
-DROPPED = ("p95_hit_seconds", "flask_seconds_per_second", "p95_miss_seconds", "error_ratio")
-CELL, ROUTE_AT_LEAST = 11, 14
+DROPPED = (
+    "p95_hit_seconds",
+    "flask_seconds_per_second",
+    "p95_miss_seconds",
+    "error_ratio",
+    "cache_hit_ratio",
+)
+CELL, ROUTE_AT_LEAST = 11, 14  # characters
 WIDE, NARROW = 72, 46  # characters
 LOW = 22  # lines
 HELP = (
@@ -40,7 +46,7 @@ HELP = (
     ("q", "quit"),
 )
 MEANING = (
-    "A number marked ! is beyond the threshold that its alert reads. p95 misses: of all requests "
+    "A number with ! is beyond the threshold that its alert reads. p95 misses: of all requests "
     "that waited for Flask. Flask s/s: seconds of Flask's time that a route takes each second; "
     "1 keeps one thread busy."
 )
@@ -111,7 +117,7 @@ class _Rows:
     alerts: int
 
     def within(self, lines: int) -> _Rows:
-        """The rows for so many lines: one each by turns, until none is left."""
+        """The rows for so many lines: one for each part in rotation, until none is left."""
         wanted = {"routes": self.routes, "alerts": self.alerts, "workers": self.workers}
         given = dict.fromkeys(wanted, 0)
         while lines > 0 and given != wanted:
@@ -241,7 +247,7 @@ def _workers(snapshot: Snapshot, symbols: Symbols, width: int, rows: int) -> Tab
     if len(shown) < len(snapshot.workers):
         heading = f"Worker 1-{len(shown)} of {len(snapshot.workers)}"
     bar = 10 if width >= WIDE else 0
-    columns = [(heading, None, "left"), ("Busy", bar + 8, "left"), ("In flight", bar + 9, "left")]
+    columns = [(heading, None, "left"), ("Busy", bar + 8, "left"), ("In flight", bar + 12, "left")]
     if width >= NARROW:
         columns.append(("Requests/s", 10, "right"))
     if width >= WIDE:
@@ -327,20 +333,19 @@ def _help() -> list[RenderableType]:
 
 
 def _keys(view: View, width: int) -> Text:
-    keys = [
-        ("s", "sort"),
-        ("r", "reverse"),
-        ("w", "window"),
-        ("p", "pause"),
-        ("?", "help"),
-        ("q", "quit"),
-    ]
-    if view.paused:
-        keys[3] = ("p", "go on")
-    if width < NARROW:
-        keys = [keys[0], *keys[4:]]
+    keys = {
+        "s": "sort",
+        "r": "reverse",
+        "w": "window",
+        "p": "go on" if view.paused else "pause",
+        "?": "help",
+        "q": "quit",
+    }
+    for key in ("r", "w", "s", "p"):  # help has them all
+        if sum(len(f"{each} {what}  ") for each, what in keys.items()) > width:
+            del keys[key]
     text = Text(no_wrap=True, overflow="crop")
-    for key, what in keys:
+    for key, what in keys.items():
         text.append(key, "bold reverse")
         text.append(f" {what}  ")
     return text
@@ -369,7 +374,7 @@ def _cell(figure: Figure, unit: str, symbols: Symbols) -> Text:
 
 
 def _figure(figure: Figure, text: str, style: str) -> Text:
-    """A number; beyond its limit in red and, for those who see no colours, marked."""
+    """A number; beyond its limit in red and, with a "!" for those who see no colours."""
     return Text(f"{text}!", BAD) if figure.bad else Text(text, style)
 
 
