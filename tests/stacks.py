@@ -298,19 +298,23 @@ class ComposeStack(Stack):
     def start(self, service: str) -> None:
         self.compose("up", "--wait", "--no-deps", "--no-recreate", service)
 
-    def container(self, service: str) -> str:
-        """The id of a service's first container."""
-        return self.compose("ps", "--quiet", service).split()[0]
+    def containers(self, service: str) -> list[str]:
+        """The ids of a service's containers, one per replica."""
+        return self.compose("ps", "--quiet", service).split()
+
+    def kill_container(self, container: str) -> None:
+        """End one replica without a word to anybody."""
+        _run(["docker", "kill", container])
 
     def inspect(self, service: str) -> dict[str, Any]:
         """What the engine knows of a service's first container."""
-        return json.loads(_run(["docker", "inspect", self.container(service)]))[0]
+        return json.loads(_run(["docker", "inspect", self.containers(service)[0]]))[0]
 
     def main_process(self, service: str) -> int:
         return self.inspect(service)["State"]["Pid"]
 
     def signal(self, service: str, process: Process, signal: signals.Signals) -> None:
-        container = self.container(service)
+        container = self.containers(service)[0]
         if process.inner_pid == 1:
             _run(["docker", "kill", "--signal", str(int(signal)), container])
         else:

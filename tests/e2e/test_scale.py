@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
+from collections.abc import Iterator
 
 import pytest
 import requests
 
+from tests.load import busy_machine
 from tests.stacks import ComposeStack, Stack, wait_until
 
 
@@ -36,39 +40,73 @@ class Client(threading.Thread):
         self.join()
 
 
-def test_scaling_to_three_and_back_fails_no_request(stack: Stack) -> None:
-    if not isinstance(stack, ComposeStack):
-        pytest.skip("local processes have no replicas")
-
-    def scale(replicas: int) -> None:
-        arguments = ("--no-deps", "--no-recreate", "--wait", "--scale", f"flask-app={replicas}")
-        stack.compose("up", "--detach", *arguments, "flask-app")
-
-    def replicas_seen() -> tuple[int, int]:
-        targets = stack.query('count(up{job="flask-app"})')[0]["value"]
-        up = stack.query('sum(up{job="flask-app"})')[0]["value"]
-        return int(targets), int(up)
-
-    def replicas_asked() -> int:
-        answering = "sum by (instance) (rate(flask_http_request_total[15s])) > 0"
-        return len(stack.query(answering))
-
-    clients = [Client(stack.http) for _ in range(4)]
-    for client in clients:
+@contextlib.contextmanager
+def clients(stack: Stack, count: int) -> Iterator[list[Client]]:
+    """Keep `count` clients asking; at the end, hold them to have had no failure."""
+    asking = [Client(stack.http) for _ in range(count)]
+    for client in asking:
         client.start()
     try:
-        scale(3)
-        wait_until(lambda: replicas_seen() == (3, 3), 30, "Prometheus to see 3 replicas")
-        wait_until(lambda: replicas_asked() == 3, 30, "nginx to ask all 3 replicas")
-        scale(1)
-        wait_until(lambda: replicas_seen() == (1, 1), 30, "Prometheus to see 1 replica")
-        answers = sum(client.answers for client in clients)
-        wait_until(
-            lambda: sum(client.answers for client in clients) > answers + 100, 20, "more answers"
-        )
+        yield asking
     finally:
-        for client in clients:
+        for client in asking:
             client.stop()
-        if replicas_seen()[0] != 1:
-            scale(1)
-    assert [failure for client in clients for failure in client.failures] == []
+    assert [failure for client in asking for failure in client.failures] == []
+
+
+def answers(asking: list[Client]) -> int:
+    return sum(client.answers for client in asking)
+
+
+@pytest.fixture
+def scalable(stack: Stack) -> Iterator[ComposeStack]:
+    """The shared stack, put back to one replica afterwards."""
+    if not isinstance(stack, ComposeStack):
+        pytest.skip("local processes have no replicas")
+    yield stack
+    stack.compose("rm", "--force", "flask-app")  # those that a test killed
+    scale(stack, 1)
+    wait_until(lambda: replicas_seen(stack) == (1, 1), 60, "Prometheus to see 1 replica")
+
+
+def scale(stack: ComposeStack, replicas: int) -> None:
+    arguments = ("--no-deps", "--no-recreate", "--wait", "--scale", f"flask-app={replicas}")
+    stack.compose("up", "--detach", *arguments, "flask-app")
+
+
+def replicas_seen(stack: Stack) -> tuple[int, int]:
+    """How many replicas Prometheus knows, and how many of them answer it."""
+    targets = stack.query('count(up{job="flask-app"})')[0]["value"]
+    up = stack.query('sum(up{job="flask-app"})')[0]["value"]
+    return int(targets), int(up)
+
+
+def replicas_asked(stack: Stack) -> int:
+    """How many replicas have answered requests lately."""
+    return len(stack.query("sum by (instance) (rate(flask_http_request_total[15s])) > 0"))
+
+
+def test_scaling_to_three_and_back_on_a_busy_machine_fails_no_request(
+    scalable: ComposeStack,
+) -> None:
+    with clients(scalable, 4) as asking, busy_machine():
+        scale(scalable, 3)
+        wait_until(lambda: replicas_seen(scalable) == (3, 3), 60, "Prometheus to see 3 replicas")
+        wait_until(lambda: replicas_asked(scalable) == 3, 60, "nginx to ask all 3 replicas")
+        scale(scalable, 1)
+        wait_until(lambda: replicas_seen(scalable) == (1, 1), 60, "Prometheus to see 1 replica")
+        before = answers(asking)
+        wait_until(lambda: answers(asking) > before + 100, 60, "more answers")
+
+
+def test_replicas_that_vanish_one_after_another_fail_no_request(scalable: ComposeStack) -> None:
+    """A request that waits 2 s for one that is gone may then be sent to the next one to go."""
+    scale(scalable, 6)
+    _, *others = scalable.containers("flask-app")
+    with clients(scalable, 20) as asking:
+        wait_until(lambda: replicas_asked(scalable) == 6, 60, "nginx to ask all 6 replicas")
+        for replica in others:
+            scalable.kill_container(replica)
+            time.sleep(1)  # and some for the kill: as long as nginx keeps what DNS told it
+        before = answers(asking)
+        wait_until(lambda: answers(asking) > before + 100, 60, "more answers")
