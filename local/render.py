@@ -6,6 +6,7 @@ python -m local.render      in the environment that local/settings.py makes
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -54,6 +55,8 @@ def _render_nginx(environment: dict[str, str], folder: Path) -> None:
     names = [name for name in environment if name.startswith(("NGINX_", "FLASK_APP_"))]
     variables = " ".join(f"${{{name}}}" for name in names)
     templates = ROOT / "nginx" / "templates"
+    # nginx would also read what an earlier start made of a template that is gone.
+    shutil.rmtree(folder / "conf.d", ignore_errors=True)
     for template in templates.rglob("*.template"):
         target = folder / "conf.d" / template.relative_to(templates).with_suffix("")
         target.parent.mkdir(parents=True, exist_ok=True)

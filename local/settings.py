@@ -141,7 +141,7 @@ def environment(values: dict[str, str], run: Path) -> dict[str, str]:
         "GF_SERVER_HTTP_PORT": str(port["GRAFANA_PORT"]),
     }
     numbers = {name: str(number) for name, number in port.items()}
-    defaults = {
+    defaults = {  # for what is unset or, as in Compose, empty
         "NGINX_WORKER_PROCESSES": "auto",
         "PROMETHEUS_CONFIG": str(ROOT / "prometheus" / "prometheus.yml"),
         "ALERTMANAGER_CONFIG": str(ROOT / "prometheus" / "alertmanager.yml"),
@@ -149,6 +149,7 @@ def environment(values: dict[str, str], run: Path) -> dict[str, str]:
         "GRAFANA_URL": f"http://localhost:{port['GRAFANA_PORT']}",
         "RUNBOOKS_URL": f"http://localhost:{port['PROMETHEUS_PORT']}/user/runbooks.md",
     }
+    chosen = {name: values.get(name) or default for name, default in defaults.items()}
     grafana = grafana_program(values)
     home = values.get("GRAFANA_HOME") or _fetched_grafana(values) or "/usr/share/grafana"
     paths |= {
@@ -173,7 +174,7 @@ def environment(values: dict[str, str], run: Path) -> dict[str, str]:
     libraries = PACKAGES / "usr" / "lib" / f"{os.uname().machine}-linux-gnu"
     if libraries.is_dir():
         paths["LD_LIBRARY_PATH"] = str(libraries)
-    return defaults | values | paths | addresses | numbers
+    return values | chosen | paths | addresses | numbers
 
 
 def grafana_home(values: dict[str, str]) -> Path:

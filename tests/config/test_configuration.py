@@ -54,6 +54,13 @@ def test_nginx_accepts_its_configuration(rendered: dict[str, str]) -> None:
     run("nginx", "-e", "stderr", "-t", "-p", folder, "-c", f"{folder}/nginx.conf", env=rendered)
 
 
+def test_nginx_reads_nothing_of_a_template_that_was_renamed(rendered: dict[str, str]) -> None:
+    folder = Path(rendered["NGINX_RUN_DIR"], "conf.d")
+    (folder / "old.conf").write_text((folder / "flask-app.conf").read_text())
+    render(rendered)
+    test_nginx_accepts_its_configuration(rendered)
+
+
 def test_gixy_finds_nothing_in_nginx_configuration(rendered: dict[str, str]) -> None:
     # Who may reach stub_status is decided by the network its port is on, not by addresses.
     config = f"{rendered['NGINX_RUN_DIR']}/nginx.conf"

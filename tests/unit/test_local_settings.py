@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ import yaml
 from local import settings
 from local.render import render_prometheus
 from local.settings import StackError
+
+# Variables for which compose.yaml has a default: ${NAME:-default}.
+COMPOSE_DEFAULTS = set(re.findall(r"\$\{(\w+):-", (settings.ROOT / "compose.yaml").read_text()))
 
 
 def test_defaults_are_the_documented_ports() -> None:
@@ -69,6 +73,12 @@ def test_a_line_of_env_is_read_as_compose_reads_it(
     monkeypatch.setattr(settings, "ROOT", tmp_path)
     monkeypatch.delenv("A", raising=False)
     assert settings.settings()["A"] == value
+
+
+@pytest.mark.parametrize("name", sorted(COMPOSE_DEFAULTS))
+def test_an_empty_variable_counts_as_unset_as_in_compose(name: str, tmp_path: Path) -> None:
+    unset = settings.environment({}, tmp_path)
+    assert settings.environment({name: ""}, tmp_path) == {name: ""} | unset
 
 
 def test_a_bad_line_of_env_is_refused_with_its_number(
