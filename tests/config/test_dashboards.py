@@ -52,7 +52,7 @@ def targets(dashboard: Dashboard) -> list[dict[str, Any]]:
 
 def expressions(dashboard: Dashboard) -> list[str]:
     """Every PromQL expression: of panels, annotations and variables."""
-    queried = targets(dashboard) + [mark["target"] for mark in dashboard["annotations"]["list"]]
+    queried = targets(dashboard) + [each["target"] for each in dashboard["annotations"]["list"]]
     variables = [v["definition"] for v in dashboard["templating"]["list"] if v["type"] == "query"]
     return [target["expr"] for target in queried] + variables
 

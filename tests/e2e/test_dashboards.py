@@ -311,12 +311,12 @@ def test_every_variable_has_values(uid: str, traffic: Traffic) -> None:
         assert len(found["instance"]) == 1
 
 
-def test_the_reload_the_killed_worker_and_its_alert_are_marked_once(traffic: Traffic) -> None:
+def test_the_reload_the_killed_worker_and_its_alert_are_annotated_once(traffic: Traffic) -> None:
     annotations = {
-        mark["name"]: mark for mark in DASHBOARDS["stack-overview"]["annotations"]["list"]
+        each["name"]: each for each in DASHBOARDS["stack-overview"]["annotations"]["list"]
     }
 
-    def marks(name: str) -> list[dict[str, Any]]:
+    def annotated(name: str) -> list[dict[str, Any]]:
         expression = annotations[name]["target"]["expr"]
         return over_time(traffic.stack, expression, traffic.started, time.time())
 
@@ -326,9 +326,9 @@ def test_the_reload_the_killed_worker_and_its_alert_are_marked_once(traffic: Tra
         ("Reloads", "job", "nginx-proxy"),
     ):
         found = wait_until(
-            lambda: [each for each in marks(name) if each["metric"][label] == value],  # noqa: B023
+            lambda: [each for each in annotated(name) if each["metric"][label] == value],  # noqa: B023
             20,
-            f"a mark for {value}",
+            f"an annotation for {value}",
         )
         assert [len(each["values"]) for each in found] == [1]
         for text in ("titleFormat", "textFormat"):
@@ -336,11 +336,11 @@ def test_the_reload_the_killed_worker_and_its_alert_are_marked_once(traffic: Tra
             assert named(annotations[name][text], labels)
 
 
-def test_the_start_of_all_workers_is_marked_at_its_time(traffic: Traffic) -> None:
-    mark = DASHBOARDS["stack-overview"]["annotations"]["list"][2]
-    assert mark["useValueForTime"] == "on"
+def test_the_start_of_all_workers_is_annotated_at_its_time(traffic: Traffic) -> None:
+    annotation = DASHBOARDS["stack-overview"]["annotations"]["list"][2]
+    assert annotation["useValueForTime"] == "on"
     (series,) = over_time(
-        traffic.stack, mark["target"]["expr"], traffic.started - 60, traffic.ended
+        traffic.stack, annotation["target"]["expr"], traffic.started - 60, traffic.ended
     )
     (at,) = {float(value) / 1000 for _, value in series["values"]}
     assert traffic.started - 600 < at < traffic.started

@@ -22,8 +22,10 @@ RESPONSE = "nginx_route_upstream_response_duration_seconds"
 ATTEMPTS = "nginx_route_upstream_attempts_total"
 FLASK = "flask_http_request_duration_seconds"
 
-# `none` is an attempt that ended before there was a status, because the client left.
-SENT = rate(ATTEMPTS, f'{ROUTE}, status!="none"')
+# An attempt has the status `none` where the client left before Flask answered. It says nothing
+# about Flask, but it is the first attempt of a request that has a response time.
+ATTEMPTED = rate(ATTEMPTS, ROUTE)
+ANSWERED = rate(ATTEMPTS, f'{ROUTE}, status!="none"')
 
 OF_FLASK = f"{ROUTE}, {INSTANCE}"
 
@@ -99,9 +101,9 @@ FAILURES = Signal(
     unit="ops",
     queries=(
         Query(f"sum by (status) (rate({FAILED}[{RATE}]))", "{{status}}"),
-        Query(f"round({SENT} - {rate(f'{RESPONSE}_count', ROUTE)}, 0.001) > 0", "retries"),
+        Query(f"round({ATTEMPTED} - {rate(f'{RESPONSE}_count', ROUTE)}, 0.001) > 0", "retries"),
         limit(
-            f"threshold:upstream_failure_ratio * on () {SENT}",
+            f"threshold:upstream_failure_ratio * on () {ANSWERED}",
             beside=f"rate({FAILED}[{RATE}])",
         ),
     ),
