@@ -62,7 +62,7 @@ def timeseries(
         most: upper end of the axis, in the signal's unit; the data decides where it is None.
     """
     field: Properties = {
-        "color": {"mode": "palette-classic-by-name"},
+        "color": {"mode": "palette-classic"},
         "custom": {
             "drawStyle": "bars" if kind == "bars" else "line",
             "lineWidth": 2 if kind == "lines" else 0,
@@ -85,7 +85,6 @@ def timeseries(
         "fieldConfig": {
             "defaults": _defaults(signal) | field,
             "overrides": [
-                *(_matching(pattern, _fixed(colour)) for pattern, colour in signal.hues.items()),
                 *(_named(name, _fixed(colour)) for name, colour in signal.colours.items()),
                 *(_named(query.legend, LIMIT_LINE) for query in signal.queries if query.threshold),
                 *(_named(query.legend, TOTAL_LINE) for query in signal.queries if query.total),

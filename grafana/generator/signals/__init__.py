@@ -44,7 +44,6 @@ class Signal:
         empty: why nothing is shown where a healthy stack has nothing to show; None if there is
             always something.
         colours: colour of a series by its name.
-        hues: colour of a series by a regular expression of Grafana's, for names not known before.
     """
 
     title: str
@@ -53,7 +52,6 @@ class Signal:
     queries: tuple[Query, ...]
     empty: str | None = None
     colours: Mapping[str, str] = field(default_factory=dict)
-    hues: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def limit(self) -> Query | None:

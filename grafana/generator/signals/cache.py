@@ -44,7 +44,6 @@ HIT_RATIO_BY_ROUTE = Signal(
         limit("1 - threshold:cache_miss_ratio", "alert below", beside=HIT_RATIOS),
     ),
     empty=NO_LOOKUPS,
-    hues=colours.ROUTES,
 )
 
 BY_CACHE_STATUS = Signal(
@@ -113,7 +112,6 @@ OFFLOAD = Signal(
     unit="percentunit",
     queries=(Query(f"route:nginx_cache_offload:ratio_rate5m{{{ROUTE}}} >= 0", "{{route}}"),),
     empty=NO_LOOKUPS,
-    hues=colours.ROUTES,
 )
 
 BYTES_BY_ORIGIN = Signal(

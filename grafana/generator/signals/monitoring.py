@@ -186,7 +186,6 @@ SCRAPE_TIME = Signal(
     ),
     unit="s",
     queries=(Query("max by (job) (scrape_duration_seconds)", "{{job}}"),),
-    colours=colours.JOBS,
 )
 
 SAMPLES = Signal(
@@ -197,7 +196,6 @@ SAMPLES = Signal(
     ),
     unit="short",
     queries=(Query("sum by (job) (scrape_samples_scraped)", "{{job}}"),),
-    colours=colours.JOBS,
 )
 
 ACCOUNTS = Signal(
@@ -295,7 +293,6 @@ MEMORY = Signal(
     ),
     unit="bytes",
     queries=(Query('max by (job) (process_resident_memory_bytes{job!="flask-app"})', "{{job}}"),),
-    colours=colours.JOBS,
 )
 
 RULE_TIME = Signal(
@@ -358,5 +355,4 @@ NOTIFICATIONS = Signal(
     ),
     empty="No notification was sent in this time range",
     colours={"failed": colours.BAD},
-    hues=colours.NAMES,
 )

@@ -81,7 +81,6 @@ BY_ROUTE = Signal(
     unit="reqps",
     queries=(Query(f"sum by (route) (rate({REQUESTS}{{{ROUTE}}}[{RATE}]))", "{{route}}"),),
     empty=NO_REQUESTS,
-    hues=colours.ROUTES,
 )
 
 BY_STATUS = Signal(
@@ -109,7 +108,6 @@ BY_METHOD = Signal(
     unit="reqps",
     queries=(Query(f"sum by (method) (rate({REQUESTS}{{{ROUTE}}}[{RATE}]))", "{{method}}"),),
     empty=NO_REQUESTS,
-    colours=colours.METHODS,
 )
 
 LATENCY = Signal(

@@ -38,7 +38,6 @@ UTILISATION_BY_INSTANCE = Signal(
         Query(f"instance:gunicorn_worker_utilisation:ratio_rate1m{SELECTED}", "{{instance}}"),
         limit("threshold:worker_utilisation"),
     ),
-    hues=colours.INSTANCES,
 )
 
 BUSY_WORKERS = Signal(
@@ -98,7 +97,6 @@ BACKLOG = Signal(
         limit(f"threshold:listen_backlog_ratio * on () {BACKLOG_LIMIT}"),
     ),
     colours={"limit": colours.IDLE},
-    hues=colours.INSTANCES,
 )
 
 MEMORY = Signal(
@@ -115,7 +113,6 @@ MEMORY = Signal(
             "{{worker}} · {{instance}}",
         ),
     ),
-    hues=colours.WORKERS,
 )
 
 ENDED = f"instance_reason:gunicorn_worker_exits:increase1m{SELECTED}"
