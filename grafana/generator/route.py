@@ -20,10 +20,10 @@ def route() -> dict[str, Any]:
                 line(
                     4,
                     stat(traffic.REQUEST_RATE),
-                    stat(traffic.ERROR_RATIO),
-                    stat(cache.HIT_RATIO, low_is_bad=True),
-                    stat(traffic.P95),
-                    stat(upstream.UPSTREAM_P95),
+                    stat(traffic.ERROR_RATIO.for_one_route()),
+                    stat(cache.HIT_RATIO.for_one_route(), low_is_bad=True),
+                    stat(traffic.P95.for_one_route()),
+                    stat(upstream.UPSTREAM_P95.for_one_route()),
                     stat(cache.OFFLOAD_NOW),
                 ),
             ],
@@ -31,14 +31,14 @@ def route() -> dict[str, Any]:
                 line(
                     8,
                     timeseries(traffic.BY_STATUS, kind="stack"),
-                    timeseries(traffic.LATENCY, scale="log"),
+                    timeseries(traffic.LATENCY.for_one_route(), scale="log"),
                     heatmap(traffic.LATENCY_HEATMAP),
                 ),
             ],
             "Cache": [
                 line(
                     8,
-                    timeseries(cache.HIT_RATIO_BY_ROUTE, most=1),
+                    timeseries(cache.HIT_RATIO_BY_ROUTE.for_one_route(), most=1),
                     timeseries(cache.BY_CACHE_STATUS, kind="stack"),
                     timeseries(cache.LATENCY_BY_RESULT, scale="log"),
                 ),
@@ -52,7 +52,7 @@ def route() -> dict[str, Any]:
             "Upstream": [
                 line(
                     8,
-                    timeseries(upstream.PHASES, scale="log"),
+                    timeseries(upstream.PHASES.for_one_route(), scale="log"),
                     heatmap(upstream.HEADER_HEATMAP),
                 ),
                 line(

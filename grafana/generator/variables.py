@@ -28,15 +28,23 @@ def choice(name: str, label: str, description: str, query: str) -> Variable:
     }
 
 
-def address(name: str, url: str) -> Variable:
-    """A hidden variable for links; `?var-NAME=URL` in a dashboard's own address overrides it."""
-    option = {"text": url, "value": url, "selected": True}
+def address(name: str) -> Variable:
+    """A hidden variable for links: an address that Prometheus was started with.
+
+    The alert Watchdog always fires and has the addresses as labels. Where it was started again with
+    other ports, the newest one counts.
+    """
+    query = 'query_result(topk(1, timestamp(ALERTS{alertname="Watchdog"})))'
     return {
-        "type": "textbox",
+        "type": "query",
         "name": name,
-        "query": url,
-        "current": option,
-        "options": [option],
+        "datasource": DATASOURCE,
+        "definition": query,
+        "query": {"query": query, "refId": f"variable-{name}"},
+        "regex": f'/{name}_url="([^"]+)"/',
+        "refresh": 2,
+        "current": {},
+        "options": [],
         "hide": 2,
     }
 
@@ -69,8 +77,4 @@ ROUTES = choice(
 # a regular expression, and URL rules may hold characters that need it.
 ONE_ROUTE = ROUTES | {"multi": False}
 
-# Where a browser on the same machine finds them with the ports of .env.
-ADDRESSES = [
-    address("prometheus", "http://localhost:9090"),
-    address("alertmanager", "http://localhost:9093"),
-]
+ADDRESSES = [address(name) for name in ("prometheus", "alertmanager", "runbooks")]

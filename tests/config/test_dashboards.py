@@ -162,7 +162,8 @@ def test_panel_datasource_rule(dashboard: Dashboard) -> None:
 def test_template_instance_rule(dashboard: Dashboard) -> None:
     """As for route: where a query filters by a variable, the dashboard has it, with an All."""
     used = {name for expr in expressions(dashboard) for name in re.findall(r'=~"\$(\w+)"', expr)}
-    choices = {v["name"]: v for v in dashboard["templating"]["list"] if v["type"] == "query"}
+    queried = [v for v in dashboard["templating"]["list"] if v["type"] == "query"]
+    choices = {v["name"]: v for v in queried if "regex" not in v}
     assert set(choices) == used
     for name, variable in choices.items():
         assert variable["label"] == name.capitalize()
@@ -250,6 +251,19 @@ def test_links_between_dashboards_lead_somewhere_and_keep_time_and_variables(
     assert set(everywhere["tags"]) <= set(dashboard["tags"])
     assert everywhere["keepTime"]
     assert everywhere["includeVars"]
+
+
+@each_dashboard
+def test_addresses_in_links_are_variables_of_the_dashboard(dashboard: Dashboard) -> None:
+    """They are read from Prometheus, since ports differ from one stack to another."""
+    urls = re.findall(r'"url": "([^"]+)"', json.dumps(dashboard))
+    outside = [url for url in urls if not url.startswith("/d/")]
+    assert outside
+    names = {re.match(r"\$\{(\w+)\}[/#]", url)[1] for url in outside}
+    found = {v["name"]: v for v in dashboard["templating"]["list"]}
+    for name in names:
+        assert found[name]["regex"] == f'/{name}_url="([^"]+)"/'
+        assert found[name]["hide"] == 2
 
 
 def test_every_series_by_route_leads_to_its_dashboard() -> None:

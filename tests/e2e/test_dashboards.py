@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -302,13 +303,29 @@ def test_every_query_returns_series_with_the_labels_its_legend_uses(
 def test_every_variable_has_values(uid: str, traffic: Traffic) -> None:
     found = {}
     for variable in DASHBOARDS[uid]["templating"]["list"]:
-        if variable["type"] == "query":
+        if variable["type"] == "query" and "regex" not in variable:
             asked = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["definition"])
             values = api(traffic.stack, f"label/{asked[2]}/values", **{"match[]": asked[1]})
             found[variable["name"]] = set(values)
     if found:
         assert found["route"] == {"/", "/cache-me", "/info", "unmatched", "none"}
         assert len(found["instance"]) == 1
+
+
+@pytest.mark.parametrize("uid", DASHBOARDS)
+def test_links_lead_to_the_ports_of_this_stack(uid: str, traffic: Traffic) -> None:
+    for variable in DASHBOARDS[uid]["templating"]["list"]:
+        if "regex" in variable:
+            asked = re.fullmatch(r"query_result\((.+)\)", variable["definition"])
+            (found,) = traffic.stack.query(asked[1])
+            labels = ",".join(f'{name}="{value}"' for name, value in found["metric"].items())
+            (address,) = re.findall(variable["regex"].strip("/"), labels)
+            assert requests.get(address, timeout=30).ok, address
+            if variable["name"] != "runbooks":
+                assert (
+                    urlsplit(address).port
+                    == urlsplit(getattr(traffic.stack, variable["name"])).port
+                )
 
 
 def test_the_reload_the_killed_worker_and_its_alert_are_annotated_once(traffic: Traffic) -> None:

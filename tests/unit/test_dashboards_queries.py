@@ -146,6 +146,27 @@ def test_a_client_that_leaves_is_no_retry(prometheus: Prometheus) -> None:
     prometheus.expect(retries, {}, at="40s", given=given)
 
 
+@pytest.mark.parametrize(
+    ("signal", "name"),
+    [
+        (traffic.ERROR_RATIO, "error_ratio"),
+        (traffic.P95, "request_p95_seconds"),
+        (upstream.UPSTREAM_P95, "upstream_p95_seconds"),
+    ],
+)
+def test_a_route_is_compared_with_its_own_threshold_and_the_overview_with_the_general_one(
+    prometheus: Prometheus, signal: Signal, name: str
+) -> None:
+    given = {
+        f"threshold:{name}": "1",
+        f'threshold:{name}{{route="/report"}}': "5",
+        f'route_threshold:{name}{{route="/report"}}': "5",
+    }
+    prometheus.expect(signal.limit.expr, {"{}": 1}, at="0s", given=given)
+    own = signal.for_one_route().limit.expr.replace("$route", "/report")
+    prometheus.expect(own, {"{}": 5}, at="0s", given=given)
+
+
 def test_a_worker_is_stuck_that_holds_a_request_and_answered_none_for_half_a_minute(
     prometheus: Prometheus,
 ) -> None:

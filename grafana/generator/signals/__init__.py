@@ -5,14 +5,26 @@ stack as a whole and a single route. The metrics and rules behind them are those
 and of prometheus/rules/.
 """
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 ROUTE = 'route=~"$route"'
 INSTANCE = 'instance=~"$instance"'
 RATE = "$__rate_interval"
 
 NO_REQUESTS = "No requests in this time range"
+
+# Thresholds that may be given for one route, beside the general one.
+BY_ROUTE = {
+    "cache_miss_ratio",
+    "cache_offload_drop",
+    "error_ratio",
+    "request_p95_seconds",
+    "traffic_guard_requests_per_second",
+    "upstream_p95_seconds",
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,24 @@ class Signal:
     def limit(self) -> Query | None:
         """The query of the alert's limit; None where no alert speaks of this signal."""
         return next((query for query in self.queries if query.threshold), None)
+
+    def for_one_route(self) -> Self:
+        """The signal with the thresholds that apply to the chosen route, not the general ones."""
+        general, own = r'\bthreshold:(\w+)\{route=""\}', rf"route_threshold:\1{{{ROUTE}}}"
+        queries = (replace(each, expr=re.sub(general, own, each.expr)) for each in self.queries)
+        return replace(self, queries=tuple(queries))
+
+
+def threshold(name: str, selector: str = "") -> str:
+    """PromQL for a threshold of prometheus/rules/thresholds.yml: the general one, as one series.
+
+    Args:
+        name: without the prefix `threshold:`.
+        selector: which one, where there are several by window or objective.
+    """
+    if name in BY_ROUTE:
+        selector = 'route=""'
+    return f"max(threshold:{name}{{{selector}}})" if selector else f"max(threshold:{name})"
 
 
 def limit(expr: str, legend: str = "alert above", *, beside: str = "") -> Query:

@@ -1,7 +1,17 @@
 """Whether nginx's cache does its work."""
 
 from generator import colours
-from generator.signals import NO_REQUESTS, ROUTE, Query, Signal, limit, overall, quantile, rate
+from generator.signals import (
+    NO_REQUESTS,
+    ROUTE,
+    Query,
+    Signal,
+    limit,
+    overall,
+    quantile,
+    rate,
+    threshold,
+)
 from generator.signals.traffic import DURATION, REQUESTS
 
 HIT = 'cache=~"HIT|STALE|UPDATING"'
@@ -25,7 +35,7 @@ HIT_RATIO = Signal(
             overall("route:nginx_cache_hit:ratio_rate5m", "route:nginx_cache_lookups:rate5m"),
             "hits",
         ),
-        limit("1 - threshold:cache_miss_ratio", "alert below"),
+        limit(f"1 - {threshold('cache_miss_ratio')}", "alert below"),
     ),
     empty="No cacheable traffic",
 )
@@ -41,7 +51,7 @@ HIT_RATIO_BY_ROUTE = Signal(
     unit="percentunit",
     queries=(
         Query(HIT_RATIOS, "{{route}}"),
-        limit("1 - threshold:cache_miss_ratio", "alert below", beside=HIT_RATIOS),
+        limit(f"1 - {threshold('cache_miss_ratio')}", "alert below", beside=HIT_RATIOS),
     ),
     empty=NO_LOOKUPS,
 )

@@ -1,7 +1,7 @@
 """Whether what the other dashboards show can be believed."""
 
 from generator import colours
-from generator.signals import RATE, Query, Signal, limit, rate
+from generator.signals import RATE, Query, Signal, limit, rate, threshold
 from generator.signals.cache import HIT
 from generator.signals.traffic import REQUESTS
 from generator.signals.upstream import ATTEMPTS
@@ -54,7 +54,7 @@ BUDGET = Signal(
     unit="short",
     queries=(
         Query(BURN, "{{slo}}"),
-        limit('threshold:slo_burn_rate{window="1h"}', "pages above", beside=BURN),
+        limit(threshold("slo_burn_rate", 'window="1h"'), "pages above", beside=BURN),
     ),
     empty="No requests in the hour before",
     colours={"availability": colours.NEUTRAL, "latency": "purple"},
@@ -93,7 +93,7 @@ UNACCOUNTED_NOW = Signal(
     unit="percentunit",
     queries=(
         Query(f"max({UNACCOUNTED_RATIO}) or vector(NaN)", "unaccounted"),
-        limit("threshold:requests_unaccounted_ratio"),
+        limit(threshold("requests_unaccounted_ratio")),
     ),
     empty="No traffic",
 )
@@ -112,7 +112,7 @@ MALFORMED_NOW = Signal(
             " / (sum(rate(nginx_access_exporter_lines_total[5m])) > 0) or vector(NaN)",
             "malformed",
         ),
-        limit("threshold:access_log_malformed_ratio"),
+        limit(threshold("access_log_malformed_ratio")),
     ),
     empty="No traffic",
 )
@@ -128,7 +128,7 @@ BACKLOG_NOW = Signal(
     unit="bytes",
     queries=(
         Query("sum(nginx_access_exporter_backlog_bytes)", "backlog"),
-        limit("threshold:access_log_backlog_bytes"),
+        limit(threshold("access_log_backlog_bytes")),
     ),
 )
 
@@ -230,7 +230,7 @@ UNACCOUNTED = Signal(
     unit="percentunit",
     queries=(
         Query(UNACCOUNTED_RATIO, "unaccounted"),
-        limit("threshold:requests_unaccounted_ratio", beside=UNACCOUNTED_RATIO),
+        limit(threshold("requests_unaccounted_ratio"), beside=UNACCOUNTED_RATIO),
     ),
     empty="No traffic in this time range",
     colours={"unaccounted": colours.NEUTRAL},
@@ -280,7 +280,7 @@ BACKLOG = Signal(
     unit="bytes",
     queries=(
         Query("sum(nginx_access_exporter_backlog_bytes)", "backlog"),
-        limit("threshold:access_log_backlog_bytes"),
+        limit(threshold("access_log_backlog_bytes")),
     ),
     colours={"backlog": colours.NEUTRAL},
 )

@@ -7,9 +7,9 @@ as the alerts do, and `./stack top` at what its reader chooses.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from generator.signals import Query
-from generator.signals.cache import HIT, HIT_RATIO
-from generator.signals.traffic import DURATION, ERROR_RATIO, P95, REQUESTS
+from generator.signals import Query, limit
+from generator.signals.cache import HIT
+from generator.signals.traffic import DURATION, REQUESTS
 from generator.signals.upstream import FLASK
 
 FAILED = 'status=~"5.."'
@@ -28,7 +28,7 @@ class Column:
         title: its heading.
         unit: a unit id of Grafana's.
         expr: PromQL by route, from the window.
-        limit: the limit that colours a value; None where no alert speaks of it.
+        limit: the limit that colours a value, by route; None where no alert reads this column.
         low_is_bad: whether the values below the limit are the bad ones.
     """
 
@@ -92,13 +92,22 @@ def flask_seconds(window: str) -> str:
     return counted(f"{FLASK}_sum", "", window)
 
 
+P95_LIMIT = limit("route_threshold:request_p95_seconds")
+
 COLUMNS = (
     Column("requests_per_second", "Requests/s", "reqps", requests),
-    Column("error_ratio", "Errors", "percentunit", error_ratio, ERROR_RATIO.limit),
     Column(
-        "cache_hit_ratio", "Hit ratio", "percentunit", hit_ratio, HIT_RATIO.limit, low_is_bad=True
+        "error_ratio", "Errors", "percentunit", error_ratio, limit("route_threshold:error_ratio")
     ),
-    Column("p95_hit_seconds", "p95 hits", "s", lambda window: p95(HIT, window), P95.limit),
-    Column("p95_miss_seconds", "p95 misses", "s", lambda window: p95(WAITED, window), P95.limit),
+    Column(
+        "cache_hit_ratio",
+        "Hit ratio",
+        "percentunit",
+        hit_ratio,
+        limit("1 - route_threshold:cache_miss_ratio"),
+        low_is_bad=True,
+    ),
+    Column("p95_hit_seconds", "p95 hits", "s", lambda window: p95(HIT, window), P95_LIMIT),
+    Column("p95_miss_seconds", "p95 misses", "s", lambda window: p95(WAITED, window), P95_LIMIT),
     Column("flask_seconds_per_second", "Flask s/s", "none", flask_seconds),
 )

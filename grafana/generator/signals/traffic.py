@@ -13,6 +13,7 @@ from generator.signals import (
     overall,
     quantiles,
     rate,
+    threshold,
     worst,
 )
 
@@ -50,7 +51,7 @@ ERROR_RATIO = Signal(
             overall("route:nginx_errors:ratio_rate5m", "route:nginx_requests:rate5m"),
             "errors",
         ),
-        limit("threshold:error_ratio"),
+        limit(threshold("error_ratio")),
     ),
     empty="No traffic",
 )
@@ -66,7 +67,7 @@ P95 = Signal(
     unit="s",
     queries=(
         Query(worst("route:nginx_request_duration_seconds:p95_rate5m"), "p95"),
-        limit("threshold:request_p95_seconds"),
+        limit(threshold("request_p95_seconds")),
     ),
     empty="No traffic",
 )
@@ -121,7 +122,7 @@ LATENCY = Signal(
     unit="s",
     queries=(
         *quantiles(DURATION, ROUTE),
-        limit("threshold:request_p95_seconds", "p95 limit", beside=observed(DURATION, ROUTE)),
+        limit(threshold("request_p95_seconds"), "p95 limit", beside=observed(DURATION, ROUTE)),
     ),
     empty=NO_REQUESTS,
     colours=colours.PERCENTILES,

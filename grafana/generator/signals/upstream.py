@@ -13,6 +13,7 @@ from generator.signals import (
     observed,
     quantile,
     rate,
+    threshold,
     worst,
 )
 
@@ -41,7 +42,7 @@ UPSTREAM_P95 = Signal(
     unit="s",
     queries=(
         Query(worst("route:nginx_upstream_header_duration_seconds:p95_rate5m"), "p95"),
-        limit("threshold:upstream_p95_seconds"),
+        limit(threshold("upstream_p95_seconds")),
     ),
     empty="None upstream",
 )
@@ -61,7 +62,7 @@ PHASES = Signal(
             for level, q in (("p50", 0.5), ("p95", 0.95))
         ),
         limit(
-            "threshold:upstream_p95_seconds",
+            threshold("upstream_p95_seconds"),
             "alert: header p95 above",
             beside=observed(HEADER, ROUTE),
         ),
@@ -103,7 +104,7 @@ FAILURES = Signal(
         Query(f"sum by (status) (rate({FAILED}[{RATE}]))", "{{status}}"),
         Query(f"round({ATTEMPTED} - {rate(f'{RESPONSE}_count', ROUTE)}, 0.001) > 0", "retries"),
         limit(
-            f"threshold:upstream_failure_ratio * on () {ANSWERED}",
+            f"{threshold('upstream_failure_ratio')} * {ANSWERED}",
             beside=f"rate({FAILED}[{RATE}])",
         ),
     ),

@@ -1,7 +1,7 @@
 """Whether gunicorn's workers keep up."""
 
 from generator import colours
-from generator.signals import INSTANCE, Query, Signal, limit, observed, quantiles
+from generator.signals import INSTANCE, Query, Signal, limit, observed, quantiles, threshold
 
 SELECTED = f"{{{INSTANCE}}}"
 IN_FLIGHT = f"gunicorn_worker_requests_in_flight{SELECTED}"
@@ -22,7 +22,7 @@ UTILISATION = Signal(
             f"max(instance:gunicorn_worker_utilisation:ratio_rate5m{SELECTED}) or vector(NaN)",
             "busy",
         ),
-        limit("threshold:worker_utilisation"),
+        limit(threshold("worker_utilisation")),
     ),
 )
 
@@ -36,7 +36,7 @@ UTILISATION_BY_INSTANCE = Signal(
     unit="percentunit",
     queries=(
         Query(f"instance:gunicorn_worker_utilisation:ratio_rate1m{SELECTED}", "{{instance}}"),
-        limit("threshold:worker_utilisation"),
+        limit(threshold("worker_utilisation")),
     ),
 )
 
@@ -72,7 +72,7 @@ QUEUE = Signal(
     queries=(
         *quantiles(QUEUED, INSTANCE),
         limit(
-            "threshold:request_queue_p95_seconds",
+            threshold("request_queue_p95_seconds"),
             "alert: p95 above",
             beside=observed(QUEUED, INSTANCE),
         ),
@@ -94,7 +94,7 @@ BACKLOG = Signal(
     queries=(
         Query(f"gunicorn_listen_backlog{SELECTED}", "{{instance}}"),
         Query(BACKLOG_LIMIT, "limit"),
-        limit(f"threshold:listen_backlog_ratio * on () {BACKLOG_LIMIT}"),
+        limit(f"{threshold('listen_backlog_ratio')} * {BACKLOG_LIMIT}"),
     ),
     colours={"limit": colours.IDLE},
 )
