@@ -79,7 +79,7 @@ ANNOTATIONS = (
 
 def annotation(event: Annotation) -> dict[str, Any]:
     """The annotation in Grafana's JSON."""
-    when = {"useValueForTime": "on"} if event.at_value else {}
+    when = {"useValueForTime": True} if event.at_value else {}
     return {
         "name": event.name,
         "datasource": DATASOURCE,

@@ -57,7 +57,7 @@ def dashboard(
         "editable": False,
         "graphTooltip": 1,
         "refresh": "10s",
-        "time": {"from": "now-30m", "to": "now"},
+        "time": {"from": "now-15m", "to": "now"},
         "timepicker": {},
         "timezone": "browser",
         "templating": {"list": [DATA_SOURCE, *variables, *ADDRESSES]},

@@ -3,6 +3,7 @@
 from typing import Any
 
 from generator import colours
+from generator.signals.routes import STATES
 from generator.signals.workers import STUCK
 
 Mapping = dict[str, Any]
@@ -23,9 +24,9 @@ def between(low: float, high: float | None, colour: str, text: str | None = None
     return {"type": "range", "options": {"from": low, "to": high, "result": result}}
 
 
-def no_value(text: str) -> Mapping:
+def no_value(text: str, colour: str = colours.IDLE) -> Mapping:
     """What is shown where there is no number."""
-    result = {"text": text, "color": colours.IDLE}
+    result = {"text": text, "color": colour}
     return {"type": "special", "options": {"match": "null+nan", "result": result}}
 
 
@@ -35,6 +36,7 @@ WORKER_STATES = [
     between(STUCK, None, colours.BAD, "stuck"),
     between(1, STUCK, colours.WAITED, "full"),
     between(0, 1, colours.NEUTRAL, "working"),
+    no_value("no worker", "transparent"),
 ]
 
 # Of the share of a job's targets that are up.
@@ -45,4 +47,17 @@ TARGET_STATES = [
 
 ALERT_STATES = [
     exactly({"firing": ("firing", colours.BAD), "pending": ("pending", "dark-yellow")}),
+]
+
+# Of a route: red while it fails, orange while it is slow or misses the cache.
+ROUTE_STATES = [
+    exactly(
+        {
+            str(value): (
+                text,
+                colours.BAD if "errors" in text else colours.WAITED if value else colours.GOOD,
+            )
+            for value, text in STATES.items()
+        }
+    )
 ]

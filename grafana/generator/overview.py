@@ -1,12 +1,12 @@
-"""Stack overview, the home page: is it fine? cache working? upstream slow? workers full?"""
+"""Stack overview, the home page: is it fine? which route, and why? what of cache and workers?"""
 
 from typing import Any
 
 from generator.dashboard import dashboard, line
 from generator.mappings import TARGET_STATES, WORKER_STATES
-from generator.panels import alerts, heatmap, stat, states, timeseries
+from generator.panels import alerts, heatmap, routes, stat, states, timeseries
 from generator.signals import cache, monitoring, nginx, traffic, upstream, workers
-from generator.variables import INSTANCE, ROUTES
+from generator.variables import BUSIEST, INSTANCE
 
 
 def overview() -> dict[str, Any]:
@@ -14,16 +14,16 @@ def overview() -> dict[str, Any]:
     return dashboard(
         "stack-overview",
         "Stack overview",
-        "nginx, gunicorn and Flask: the top says whether it is fine, the rows below where to look.",
-        variables=[INSTANCE, ROUTES],
+        "nginx, gunicorn and Flask: is all well, and if not, which route is it?",
+        variables=[INSTANCE, *BUSIEST],
         rows={
             "": [
                 line(
                     4,
-                    stat(traffic.REQUEST_RATE),
-                    stat(traffic.ERROR_RATIO),
-                    stat(cache.HIT_RATIO, low_is_bad=True),
-                    stat(traffic.P95),
+                    stat(traffic.REQUEST_RATE.for_all_routes()),
+                    stat(traffic.ERROR_RATIO.for_all_routes()),
+                    stat(cache.HIT_RATIO.for_all_routes(), low_is_bad=True),
+                    stat(traffic.SLOWEST),
                     stat(workers.UTILISATION),
                     stat(monitoring.FIRING),
                 ),
@@ -32,40 +32,67 @@ def overview() -> dict[str, Any]:
                     alerts(monitoring.ALERTS),
                     timeseries(monitoring.BUDGET),
                     states(monitoring.TARGETS, TARGET_STATES),
-                    widths=(12, 5, 7),
+                    widths=(12, 4, 8),
+                ),
+            ],
+            "Routes": [
+                line(
+                    13,
+                    routes(
+                        "Routes",
+                        "A row for each of Flask's URL rules, over the last 5 minutes; what hurts "
+                        "comes first: routes in a bad state, then those that take most of Flask's "
+                        "time. State names the alert conditions that hold: errors, slow "
+                        "(Flask's first byte), misses. A figure is red beyond the general "
+                        "threshold of prometheus/rules/thresholds.yml; State follows a threshold "
+                        "that is the route's own. Flask s/s is how many threads the route keeps "
+                        "busy. `unmatched` and `none` are requests without a rule and without "
+                        "an answer of Flask. Click a row for the route's dashboard.",
+                        "5m",
+                    ),
                 ),
             ],
             "Traffic": [
                 line(
                     8,
                     timeseries(traffic.BY_ROUTE),
-                    timeseries(traffic.BY_STATUS, kind="stack"),
-                    timeseries(traffic.LATENCY, scale="log"),
+                    timeseries(traffic.BY_STATUS.for_all_routes(), kind="stack"),
+                    timeseries(traffic.LATENCY.for_all_routes(), scale="log"),
+                    widths=(12, 6, 6),
                 ),
             ],
             "Cache": [
                 line(
                     8,
                     timeseries(cache.HIT_RATIO_BY_ROUTE, most=1),
-                    timeseries(cache.BY_CACHE_STATUS, kind="stack"),
-                    timeseries(cache.LATENCY_BY_RESULT, scale="log"),
+                    timeseries(cache.BY_CACHE_STATUS.for_all_routes(), kind="stack"),
+                    timeseries(cache.LATENCY_BY_RESULT.for_all_routes(), scale="log"),
+                    widths=(12, 6, 6),
                 ),
                 line(
                     7,
-                    timeseries(cache.OFFLOAD, most=1),
-                    timeseries(cache.BYTES_BY_ORIGIN, kind="stack"),
+                    timeseries(cache.OFFLOAD.for_all_routes(), most=1),
+                    timeseries(cache.SAVED.for_all_routes()),
+                    timeseries(cache.BYTES_BY_ORIGIN.for_all_routes(), kind="stack"),
+                ),
+                line(
+                    7,
+                    timeseries(cache.SIZE),
+                    timeseries(cache.ENTRIES),
+                    timeseries(cache.OLDEST),
+                    timeseries(cache.EVICTIONS),
                 ),
             ],
             "Upstream": [
                 line(
                     8,
-                    timeseries(upstream.PHASES, scale="log"),
-                    heatmap(upstream.HEADER_HEATMAP),
+                    timeseries(upstream.PHASES.for_all_routes(), scale="log"),
+                    heatmap(upstream.HEADER_HEATMAP.for_all_routes()),
                 ),
                 line(
                     7,
-                    timeseries(upstream.FAILURES),
-                    timeseries(upstream.NGINX_AND_FLASK),
+                    timeseries(upstream.FAILURES.for_all_routes()),
+                    timeseries(upstream.NGINX_AND_FLASK.for_all_routes()),
                 ),
             ],
             "Workers": [
@@ -79,8 +106,13 @@ def overview() -> dict[str, Any]:
                     7,
                     timeseries(workers.QUEUE, scale="log"),
                     timeseries(workers.BACKLOG, scale="symlog"),
-                    timeseries(workers.MEMORY),
                     timeseries(workers.EXITS, kind="bars"),
+                ),
+                line(
+                    7,
+                    timeseries(workers.MEMORY),
+                    timeseries(workers.CONTAINER_MEMORY),
+                    timeseries(workers.THROTTLED),
                 ),
             ],
             "nginx": [

@@ -9,14 +9,23 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from generator import colours
-from generator.mappings import ALERT_STATES, Mapping, no_value
-from generator.signals import Signal
+from generator.mappings import ALERT_STATES, ROUTE_STATES, Mapping, no_value
+from generator.signals import NO_REQUESTS, Query, Signal, general
+from generator.signals import routes as routes_signals
+from generator.signals.routes import COLUMNS
 from generator.targets import DATASOURCE, now, over_time
 
 Panel = dict[str, Any]
 Properties = dict[str, Any]
 
 LEGEND = {"showLegend": True, "displayMode": "list", "placement": "bottom", "calcs": []}
+# Of many lines: one below the other, beside the panel.
+LEGEND_OF_ROUTES = {
+    "showLegend": True,
+    "displayMode": "table",
+    "placement": "right",
+    "calcs": ["lastNotNull", "max"],
+}
 
 SCALES: dict[str, dict[str, Any]] = {
     "linear": {"type": "linear"},
@@ -27,6 +36,7 @@ SCALES: dict[str, dict[str, Any]] = {
 # A series' route is a label; a table's is a cell.
 ROUTE_OF_SERIES = "${__field.labels.route:percentencode}"
 ROUTE_OF_CELL = "${__value.text:percentencode}"
+ROUTE_OF_ROW = "${__data.fields.route:percentencode}"
 
 LIMIT_LINE: Properties = {
     "color": {"mode": "fixed", "fixedColor": colours.BAD},
@@ -78,19 +88,32 @@ def timeseries(
         field["min"] = 0
     if most is not None:
         field["max"] = most
-    if any("{{route}}" in query.legend for query in signal.queries):
+    by_route = any("{{route}}" in query.legend for query in signal.queries)
+    if by_route:
         field["links"] = [_to_route(ROUTE_OF_SERIES)]
+    # Where there is nothing, a chart has a gap; NaN would take the place of the reason.
+    queries = tuple(
+        replace(query, expr=query.expr.removesuffix(" or vector(NaN)")) for query in signal.queries
+    )
+    targets = over_time(queries)
     return _panel("timeseries", signal) | {
-        "targets": over_time(signal.queries),
+        "targets": targets,
         "fieldConfig": {
             "defaults": _defaults(signal) | field,
             "overrides": [
                 *(_named(name, _fixed(colour)) for name, colour in signal.colours.items()),
-                *(_named(query.legend, LIMIT_LINE) for query in signal.queries if query.threshold),
-                *(_named(query.legend, TOTAL_LINE) for query in signal.queries if query.total),
+                *(
+                    _override("byFrameRefID", target["refId"], LIMIT_LINE)
+                    for query, target in zip(queries, targets, strict=True)
+                    if query.threshold
+                ),
+                *(_named(query.legend, TOTAL_LINE) for query in queries if query.total),
             ],
         },
-        "options": {"legend": LEGEND, "tooltip": {"mode": "multi", "sort": "desc"}},
+        "options": {
+            "legend": LEGEND_OF_ROUTES if by_route else LEGEND,
+            "tooltip": {"mode": "multi", "sort": "desc"},
+        },
     }
 
 
@@ -103,20 +126,22 @@ def stat(signal: Signal, *, low_is_bad: bool = False) -> Panel:
     """
     number, *limits = signal.queries
     below, above = (colours.BAD, colours.GOOD) if low_is_bad else (colours.GOOD, colours.BAD)
-    # The column `start` is for _as_threshold.
-    limits = [
-        replace(limit, expr=f'label_replace({limit.expr}, "start", "0", "", "")')
-        for limit in limits
-    ]
+    limits = [_with_start(limit) for limit in limits]
     field = {
         "min": 0,
         "color": {"mode": "thresholds"},
         "thresholds": {"mode": "absolute", "steps": [{"value": None, "color": colours.NEUTRAL}]},
         "mappings": [no_value(signal.empty or "No data")],
     }
+    if number.legend == "{{route}}":
+        field["links"] = [_to_route(ROUTE_OF_SERIES)]
+    bases = [signal.basis] if signal.basis else []
     return _panel("stat", signal) | {
-        "targets": over_time((number,)) + [now("limit", limit) for limit in limits],
-        "transformations": [_as_threshold("limit", below, above) for _ in limits],
+        "targets": over_time((number,))
+        + [now("limit", limit) for limit in limits]
+        + [now("basis", basis) for basis in bases],
+        "transformations": [_as_threshold("limit", "A", below, above) for _ in limits]
+        + [_as_name("basis", "A") for _ in bases],
         "fieldConfig": {"defaults": _defaults(signal) | field, "overrides": []},
         "options": {
             # Not the last value that is a number: it would outlive the traffic or the target it
@@ -124,7 +149,7 @@ def stat(signal: Signal, *, low_is_bad: bool = False) -> Panel:
             "reduceOptions": {"calcs": ["last"], "fields": "", "values": False},
             "colorMode": "background",
             "graphMode": "area",
-            "textMode": "value",
+            "textMode": "value_and_name" if bases else "value",
             "justifyMode": "center",
             "wideLayout": False,
         },
@@ -182,6 +207,113 @@ def states(signal: Signal, mappings: Sequence[Mapping], *, texts: bool = True) -
     }
 
 
+def routes(title: str, description: str, window: str) -> Panel:
+    """A row for each route: what is wrong with it, and the columns of `./stack top`.
+
+    Args:
+        title: the panel's title.
+        description: what it shows, what is normal, what to do when it is not.
+        window: over which the columns look back, a PromQL duration.
+    """
+    signal = Signal(title, description, "short", (), empty=NO_REQUESTS)
+    columns = {column.key: column for column in COLUMNS}
+    limited = [column for column in COLUMNS if column.limit]
+    colours_of = {
+        column.key: (colours.BAD, colours.GOOD)
+        if column.low_is_bad
+        else (colours.GOOD, colours.BAD)
+        for column in limited
+    }
+    cells = {
+        "state": Query(routes_signals.STATE, ""),
+        **{key: Query(column.expr(window), "") for key, column in columns.items()},
+        "order": Query(routes_signals.ORDER, ""),
+    }
+    order = ["route", "Value #state", "Trend #trend", *(f"Value #{key}" for key in columns)]
+    titles = {f"Value #{column.key}": column.title for column in COLUMNS}
+    return _panel("table", signal) | {
+        # A sparkline needs no more points.
+        "maxDataPoints": 100,
+        "targets": [
+            over_time((Query(routes_signals.REQUEST_TREND, "{{route}}"),))[0] | {"refId": "trend"},
+            *(now(ref, query) for ref, query in cells.items()),
+            *(
+                now(f"limit-{column.key}", _with_start(general(column.limit)))
+                for column in limited
+                if column.limit
+            ),
+        ],
+        "transformations": [
+            {"id": "timeSeriesTable", "options": {"trend": {"stat": "lastNotNull"}}},
+            *(
+                _as_threshold(f"limit-{key}", key, below, above)
+                for key, (below, above) in colours_of.items()
+            ),
+            {"id": "joinByField", "options": {"byField": "route", "mode": "outer"}},
+            {
+                "id": "sortBy",
+                "options": {"sort": [{"field": "Value #order", "desc": True}]},
+            },
+            {
+                "id": "filterFieldsByName",
+                "options": {"include": {"names": order}},
+            },
+            {
+                "id": "organize",
+                "options": {
+                    "indexByName": {name: index for index, name in enumerate(order)},
+                    "renameByName": titles | {"Value #state": "State", "Trend #trend": "Requests"},
+                },
+            },
+        ],
+        "fieldConfig": {
+            "defaults": _defaults(signal)
+            | {
+                "custom": {"minWidth": 80, "align": "right"},
+                "links": [_to_route(ROUTE_OF_ROW)],
+            },
+            "overrides": [
+                # The text for an empty table would stand in each empty cell, too.
+                _matching("/.*/", {"noValue": " "}),
+                _named("route", {"custom.minWidth": 150, "custom.align": "left"}),
+                _named(
+                    "State",
+                    {
+                        "custom.align": "left",
+                        "custom.width": 130,
+                        "mappings": ROUTE_STATES,
+                        "custom.cellOptions": {"type": "color-text"},
+                    },
+                ),
+                _named(
+                    "Requests",
+                    {
+                        "custom.width": 110,
+                        "custom.cellOptions": {"type": "sparkline", "hideValue": True},
+                        "color": {"mode": "fixed", "fixedColor": colours.NEUTRAL},
+                    },
+                ),
+                *(
+                    _named(
+                        column.title,
+                        {"unit": column.unit}
+                        | (
+                            {
+                                "color": {"mode": "thresholds"},
+                                "custom.cellOptions": {"type": "color-text"},
+                            }
+                            if column.limit
+                            else {}
+                        ),
+                    )
+                    for column in COLUMNS
+                ),
+            ],
+        },
+        "options": {"cellHeight": "sm", "showHeader": True},
+    }
+
+
 def alerts(signal: Signal) -> Panel:
     """The alerts that are active now, one a row; the value is for how long, in seconds."""
     columns = ["severity", "alertname", "alertstate", "route", "instance", "Value"]
@@ -204,7 +336,7 @@ def alerts(signal: Signal) -> Panel:
                 # The text for an empty table would stand in each empty cell, too.
                 _matching("/.*/", {"noValue": " "}),
                 _named("severity", narrow),
-                _named("alert", {"links": [_to_alerts()]}),
+                _named("alert", {"links": [_to_runbook()]}),
                 _named(
                     "state",
                     narrow
@@ -214,7 +346,13 @@ def alerts(signal: Signal) -> Panel:
                 _named("for", narrow | {"unit": signal.unit, "decimals": 0}),
             ],
         },
-        "options": {"cellHeight": "sm", "sortBy": [{"displayName": "for", "desc": False}]},
+        "options": {
+            "cellHeight": "sm",
+            "sortBy": [
+                {"displayName": "state", "desc": False},
+                {"displayName": "for", "desc": False},
+            ],
+        },
     }
 
 
@@ -232,25 +370,44 @@ def _defaults(signal: Signal) -> Properties:
     return {"unit": signal.unit, "noValue": signal.empty or "No data"}
 
 
-def _as_threshold(ref: str, below: str, above: str) -> dict[str, Any]:
-    """Colour query A by the value of query `ref`.
+def _with_start(limit: Query) -> Query:
+    """The limit with the column that `_as_threshold` needs."""
+    return replace(limit, expr=f'label_replace({limit.expr}, "start", "0", "", "")')
+
+
+def _as_threshold(ref: str, field: str, below: str, above: str) -> dict[str, Any]:
+    """Colour the values of query `field` by the value of query `ref`.
 
     Grafana makes a threshold step of each mapped column and lets the first step count from minus
     infinity, whatever its value: the column `start` is there to be that step.
     """
+    steps = (("start", below), ("Value", above))
+    return _config(
+        ref,
+        field,
+        [
+            {
+                "fieldName": column,
+                "handlerKey": "threshold1",
+                "handlerArguments": {"threshold": {"color": colour}},
+            }
+            for column, colour in steps
+        ],
+    )
+
+
+def _as_name(ref: str, field: str) -> dict[str, Any]:
+    """Name the values of query `field` by the label `text` of query `ref`."""
+    return _config(ref, field, [{"fieldName": "text", "handlerKey": "displayName"}])
+
+
+def _config(ref: str, field: str, mappings: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "id": "configFromData",
         "options": {
             "configRefId": ref,
-            "applyTo": {"id": "byFrameRefID", "options": "A"},
-            "mappings": [
-                {
-                    "fieldName": column,
-                    "handlerKey": "threshold1",
-                    "handlerArguments": {"threshold": {"color": colour}},
-                }
-                for column, colour in (("start", below), ("Value", above))
-            ],
+            "applyTo": {"id": "byFrameRefID", "options": field},
+            "mappings": mappings,
         },
     }
 
@@ -261,9 +418,9 @@ def _to_route(route: str) -> dict[str, Any]:
     return {"title": "Open this route", "url": url}
 
 
-def _to_alerts() -> dict[str, Any]:
-    url = "${prometheus}/alerts"
-    return {"title": "Description and runbook, in Prometheus", "url": url, "targetBlank": True}
+def _to_runbook() -> dict[str, Any]:
+    url = "${runbooks}#${__value.text}"
+    return {"title": "Open the runbook of this alert", "url": url, "targetBlank": True}
 
 
 def _fixed(colour: str) -> Properties:

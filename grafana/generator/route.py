@@ -24,7 +24,7 @@ def route() -> dict[str, Any]:
                     stat(cache.HIT_RATIO.for_one_route(), low_is_bad=True),
                     stat(traffic.P95.for_one_route()),
                     stat(upstream.UPSTREAM_P95.for_one_route()),
-                    stat(cache.OFFLOAD_NOW),
+                    stat(cache.OFFLOAD),
                 ),
             ],
             "Traffic": [
@@ -38,13 +38,14 @@ def route() -> dict[str, Any]:
             "Cache": [
                 line(
                     8,
-                    timeseries(cache.HIT_RATIO_BY_ROUTE.for_one_route(), most=1),
+                    timeseries(cache.HIT_RATIO.for_one_route(), most=1),
                     timeseries(cache.BY_CACHE_STATUS, kind="stack"),
                     timeseries(cache.LATENCY_BY_RESULT, scale="log"),
                 ),
                 line(
                     7,
                     timeseries(cache.OFFLOAD, most=1),
+                    timeseries(cache.SAVED),
                     timeseries(cache.BYTES_BY_ORIGIN, kind="stack"),
                     timeseries(traffic.BY_METHOD, kind="stack"),
                 ),

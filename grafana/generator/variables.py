@@ -49,6 +49,34 @@ def address(name: str) -> Variable:
     }
 
 
+def busiest(name: str, weight: str) -> Variable:
+    """A hidden variable: the eight routes with the most of something over the whole time range.
+
+    Panels draw these and "other", so that the choice does not change from step to step and is the
+    same on all of them.
+
+    Args:
+        name: of the variable.
+        weight: a recorded rate by route.
+    """
+    query = f"query_result(topk(8, sum by (route) (sum_over_time({weight}[$__range])) > 0))"
+    return {
+        "type": "query",
+        "name": name,
+        "datasource": DATASOURCE,
+        "definition": query,
+        "query": {"query": query, "refId": f"variable-{name}"},
+        "regex": '/route="([^"]+)"/',
+        "refresh": 2,
+        "sort": 1,
+        "multi": True,
+        "includeAll": True,
+        "current": {"text": "All", "value": "$__all"},
+        "options": [],
+        "hide": 2,
+    }
+
+
 DATA_SOURCE = {
     "type": "datasource",
     "name": "datasource",
@@ -78,3 +106,8 @@ ROUTES = choice(
 ONE_ROUTE = ROUTES | {"multi": False}
 
 ADDRESSES = [address(name) for name in ("prometheus", "alertmanager", "runbooks")]
+
+BUSIEST = [
+    busiest("busiest", "route:nginx_requests:rate1m"),
+    busiest("cached", "route:nginx_cache_lookups:rate5m"),
+]

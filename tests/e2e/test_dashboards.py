@@ -116,7 +116,7 @@ def idle(kind: str) -> Iterator[Stack]:
 def is_limit(case: Case) -> bool:
     """Whether a query is drawn as the limit of an alert."""
     return any(
-        override["matcher"]["options"] == case.target["legendFormat"]
+        override["matcher"] == {"id": "byFrameRefID", "options": case.target["refId"]}
         and "custom.lineStyle" in {each["id"] for each in override["properties"]}
         for override in case.panel["fieldConfig"]["overrides"]
     )
@@ -355,7 +355,7 @@ def test_the_reload_the_killed_worker_and_its_alert_are_annotated_once(traffic: 
 
 def test_the_start_of_all_workers_is_annotated_at_its_time(traffic: Traffic) -> None:
     annotation = DASHBOARDS["stack-overview"]["annotations"]["list"][2]
-    assert annotation["useValueForTime"] == "on"
+    assert annotation["useValueForTime"] is True
     (series,) = over_time(
         traffic.stack, annotation["target"]["expr"], traffic.started - 60, traffic.ended
     )

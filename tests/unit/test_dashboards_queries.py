@@ -108,7 +108,7 @@ def test_offload_leaves_out_routes_that_are_not_cached(prometheus: Prometheus) -
         'route:nginx_requests:rate5m{route="/other"}': "90",
         'route:nginx_cache_offload:ratio_rate5m{route="/cached"}': "0.8",
     }
-    prometheus.expect(query(cache.OFFLOAD_NOW), {"{}": 0.8}, at="0s", given=given)
+    prometheus.expect(query(cache.OFFLOAD), {"{}": 0.8}, at="0s", given=given)
 
 
 def test_percentiles_and_heatmaps_of_nothing_are_nothing(prometheus: Prometheus) -> None:

@@ -1,8 +1,8 @@
-"""Every signal the dashboards draw: what it is called, asked for and measured in, said once.
+"""Every signal that the dashboards draw: its title, queries and unit, defined once.
 
-A signal's queries name the variables `$route` and `$instance`, so that one definition serves the
-stack as a whole and a single route. The metrics and rules behind them are those of the exporters
-and of prometheus/rules/.
+Queries are written for the chosen route (`$route`) and replica (`$instance`) and read the
+exporters' metrics. `Signal.for_all_routes` turns them into the overview's, which read the totals
+that prometheus/rules/totals.yml records.
 """
 
 import re
@@ -25,6 +25,53 @@ BY_ROUTE = {
     "traffic_guard_requests_per_second",
     "upstream_p95_seconds",
 }
+
+# What prometheus/rules/totals.yml records of each metric, and the selector of its total.
+TOTALS = {
+    "nginx_route_requests_total": "cache_status:nginx_requests:rate1m",
+    "nginx_route_request_duration_seconds_bucket": (
+        "cache_le:nginx_request_duration_seconds_bucket:rate1m"
+    ),
+    "nginx_route_response_bytes_total": "cache:nginx_response_bytes:rate1m",
+    "nginx_route_upstream_attempts_total": "status:nginx_upstream_attempts:rate1m",
+    "nginx_route_upstream_connect_duration_seconds_bucket": (
+        "le:nginx_upstream_connect_duration_seconds_bucket:rate1m"
+    ),
+    "nginx_route_upstream_header_duration_seconds_bucket": (
+        "le:nginx_upstream_header_duration_seconds_bucket:rate1m"
+    ),
+    "nginx_route_upstream_response_duration_seconds_bucket": (
+        "le:nginx_upstream_response_duration_seconds_bucket:rate1m"
+    ),
+    "nginx_route_upstream_response_duration_seconds_sum": (
+        "stack:nginx_upstream_response_duration_seconds_sum:rate1m"
+    ),
+    "flask_http_request_duration_seconds_sum": (
+        "instance:flask_http_request_duration_seconds_sum:rate1m"
+    ),
+    "flask_http_request_duration_seconds_count": (
+        "instance:flask_http_request_duration_seconds_count:rate1m"
+    ),
+}
+# What weighs a route's recorded ratio in the ratio over several routes, and that of all of them.
+RATIOS = {
+    "route:nginx_errors:ratio_rate5m": (
+        "route:nginx_requests:rate5m",
+        "job:nginx_errors:ratio_rate5m",
+    ),
+    "route:nginx_cache_hit:ratio_rate5m": (
+        "route:nginx_cache_lookups:rate5m",
+        "stack:nginx_cache_hit:ratio_rate5m",
+    ),
+    "route:nginx_cache_offload:ratio_rate5m": (
+        "route:nginx_requests:rate5m",
+        "stack:nginx_cache_offload:ratio_rate5m",
+    ),
+}
+RATE_OF_ROUTE = re.compile(
+    r'(?P<function>rate|increase)\((?P<metric>\w+)\{route=~"\$route"(?:, )?(?P<selector>[^}]*)\}'
+    r"\[\$__rate_interval\]\)"
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +102,7 @@ class Signal:
         queries: what is drawn, in drawing order.
         empty: why nothing is shown where a healthy stack has nothing to show; None if there is
             always something.
+        basis: what stands behind the number of a stat, as words in the label `text`.
         colours: colour of a series by its name.
     """
 
@@ -63,6 +111,7 @@ class Signal:
     unit: str
     queries: tuple[Query, ...]
     empty: str | None = None
+    basis: Query | None = None
     colours: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -75,6 +124,29 @@ class Signal:
         general, own = r'\bthreshold:(\w+)\{route=""\}', rf"route_threshold:\1{{{ROUTE}}}"
         queries = (replace(each, expr=re.sub(general, own, each.expr)) for each in self.queries)
         return replace(self, queries=tuple(queries))
+
+    def for_all_routes(self) -> Self:
+        """The signal over all routes, read from recorded totals."""
+        queries = (replace(each, expr=_total(each.expr)) for each in self.queries)
+        basis = self.basis and replace(self.basis, expr=_total(self.basis.expr))
+        return replace(self, queries=tuple(queries), basis=basis)
+
+
+def _total(expr: str) -> str:
+    """The expression with the recorded total of each rate of the chosen route."""
+
+    def recorded(found: re.Match[str]) -> str:
+        metric, selector = found["metric"], found["selector"]
+        if metric not in TOTALS:
+            metric = metric.replace("_count", "_bucket")
+            selector = ", ".join(filter(None, (selector, 'le="+Inf"')))
+        total = f"{TOTALS[metric]}{{{selector}}}".replace("{}", "")
+        return total if found["function"] == "rate" else f"60 * {total}"
+
+    for ratio, (weight, total) in RATIOS.items():
+        expr = expr.replace(overall(ratio, weight), f"max({total}) or vector(NaN)")
+    expr = RATE_OF_ROUTE.sub(recorded, expr)
+    return expr.replace(f"{{{ROUTE}}}", "").replace(f"{ROUTE}, ", "")
 
 
 def threshold(name: str, selector: str = "") -> str:
@@ -99,6 +171,12 @@ def limit(expr: str, legend: str = "alert above", *, beside: str = "") -> Query:
             to say why it is empty.
     """
     return Query(f"{expr} and on () ({beside})" if beside else expr, legend, threshold=True)
+
+
+def general(limit: Query) -> Query:
+    """The limit with the general threshold, in place of the one that applies to each route."""
+    expr = re.sub(r"route_threshold:(\w+)", lambda found: threshold(found[1]), limit.expr)
+    return replace(limit, expr=expr)
 
 
 def rate(metric: str, selector: str = "") -> str:
@@ -143,6 +221,17 @@ def overall(ratio: str, weight: str) -> str:
     return f"sum({ratio} * {weight}) / (sum({weight} and {ratio}) > 0) or vector(NaN)"
 
 
-def worst(recorded: str) -> str:
+def highest(recorded: str) -> str:
     """PromQL for the highest of the chosen routes; NaN, as above, where there was no traffic."""
     return f"max({recorded}{{{ROUTE}}} >= 0) or vector(NaN)"
+
+
+def counted(expr: str, text: str) -> Query:
+    """The number that stands behind a ratio or a percentile, as words in the label `text`.
+
+    Args:
+        expr: PromQL for the rate over 5 minutes, with no label but `route`.
+        text: around it, as the replacement of `label_replace`: `$1` is the number.
+    """
+    number = f'count_values by (route) ("number", round(300 * {expr}))'
+    return Query(f'label_replace({number}, "text", "{text}", "number", "(.+)")', "text")

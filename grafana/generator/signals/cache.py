@@ -3,9 +3,11 @@
 from generator import colours
 from generator.signals import (
     NO_REQUESTS,
+    RATE,
     ROUTE,
     Query,
     Signal,
+    counted,
     limit,
     overall,
     quantile,
@@ -18,16 +20,15 @@ HIT = 'cache=~"HIT|STALE|UPDATING"'
 MISS = 'cache=~"MISS|EXPIRED|BYPASS"'
 BYTES = "nginx_route_response_bytes_total"
 
-HIT_RATIOS = f"route:nginx_cache_hit:ratio_rate5m{{{ROUTE}}} >= 0"
-
 NO_LOOKUPS = "No cacheable requests in this time range"
 
 HIT_RATIO = Signal(
-    title="Cache hit ratio",
+    title="Hit ratio",
     description=(
-        "Share of cacheable requests answered without waiting for Flask, over 5 minutes. Red is "
-        "below what the alert on misses tolerates. *Cache* shows which route and whether "
-        "misses, expiry or bypasses are behind it. “No cacheable traffic” is not 0 %."
+        "Share of cacheable requests (lookups) that the cache answered without a wait for Flask, "
+        "over 5 minutes. Red is below the threshold of the alert on misses. *Requests by cache "
+        "status* shows whether misses, expired entries or bypasses lower it. “No cacheable "
+        "traffic” is not 0 %."
     ),
     unit="percentunit",
     queries=(
@@ -38,22 +39,46 @@ HIT_RATIO = Signal(
         limit(f"1 - {threshold('cache_miss_ratio')}", "alert below"),
     ),
     empty="No cacheable traffic",
+    colours={"hits": colours.GOOD},
+    basis=counted(f"sum(route:nginx_cache_lookups:rate5m{{{ROUTE}}})", "of $1 lookups"),
 )
+
+BUSIEST = 'route=~"$cached"'
+HITS_OF_BUSIEST = (
+    f"sum(route:nginx_cache_hit:ratio_rate5m{{{BUSIEST}}}"
+    f" * route:nginx_cache_lookups:rate5m{{{BUSIEST}}})"
+)
+LOOKUPS_OF_BUSIEST = f"sum(route:nginx_cache_lookups:rate5m{{{BUSIEST}}})"
 
 HIT_RATIO_BY_ROUTE = Signal(
     title="Hit ratio by route",
     description=(
-        "Share of cacheable requests answered without waiting for Flask (HIT, STALE, UPDATING), "
-        "over 5 minutes. Normal is near 100 % while a route is busy; a rarely asked one "
-        "misses whenever its entry has expired. Below the line for long: is something varying the "
-        "URL, or setting cookies? A gap is no cacheable traffic."
+        "Share of cacheable requests that the cache answered without a wait for Flask (HIT, STALE, "
+        "UPDATING), over 5 minutes: the eight routes with the most cacheable requests of the whole "
+        "time range, and all others together. Normal is near 100 % while a route is busy. A route "
+        "below the line for long may get URLs or cookies that vary. A gap is a time without "
+        "cacheable requests."
     ),
     unit="percentunit",
     queries=(
-        Query(HIT_RATIOS, "{{route}}"),
-        limit(f"1 - {threshold('cache_miss_ratio')}", "alert below", beside=HIT_RATIOS),
+        Query(
+            f"sum by (route) (route:nginx_cache_hit:ratio_rate5m{{{BUSIEST}}})",
+            "{{route}}",
+        ),
+        Query(
+            "(sum(stack:nginx_cache_hit:ratio_rate5m * stack:nginx_cache_lookups:rate5m)"
+            f" - {HITS_OF_BUSIEST})"
+            f" / (sum(stack:nginx_cache_lookups:rate5m) - {LOOKUPS_OF_BUSIEST} > 0.0001)",
+            "other",
+        ),
+        limit(
+            f"1 - {threshold('cache_miss_ratio')}",
+            "alert below",
+            beside="stack:nginx_cache_hit:ratio_rate5m",
+        ),
     ),
     empty=NO_LOOKUPS,
+    colours={"other": colours.IDLE},
 )
 
 BY_CACHE_STATUS = Signal(
@@ -95,11 +120,13 @@ LATENCY_BY_RESULT = Signal(
     },
 )
 
-OFFLOAD_NOW = Signal(
+OFFLOAD = Signal(
     title="Offload",
     description=(
-        "Share of requests Flask never saw, over 5 minutes; background refreshes count as seen. "
-        "The chart *Offload* shows its course. “No cacheable traffic” is not 0 %."
+        "Share of the requests for cached routes that Flask never saw, over 5 minutes. It counts "
+        "background refreshes: clients do not wait for them, but Flask has to answer them. A drop "
+        "with a steady hit ratio means that refreshes take what the cache saves. “No cacheable "
+        "traffic” is not 0 %."
     ),
     unit="percentunit",
     queries=(
@@ -109,19 +136,7 @@ OFFLOAD_NOW = Signal(
         ),
     ),
     empty="No cacheable traffic",
-)
-
-OFFLOAD = Signal(
-    title="Offload",
-    description=(
-        "Share of requests Flask never saw, over 5 minutes. Unlike the hit ratio it counts "
-        "background refreshes, which clients do not wait for but Flask has to answer. Routes "
-        "without a cache are left out. A drop here with a steady hit ratio means that refreshes "
-        "eat what the cache saves."
-    ),
-    unit="percentunit",
-    queries=(Query(f"route:nginx_cache_offload:ratio_rate5m{{{ROUTE}}} >= 0", "{{route}}"),),
-    empty=NO_LOOKUPS,
+    colours={"offload": colours.NEUTRAL},
 )
 
 BYTES_BY_ORIGIN = Signal(
@@ -138,4 +153,68 @@ BYTES_BY_ORIGIN = Signal(
     ),
     empty=NO_REQUESTS,
     colours={"from the cache": colours.GOOD, "from Flask": colours.WAITED},
+)
+
+SAVED = Signal(
+    title="Flask time saved by the cache",
+    description=(
+        "Seconds of Flask's time that hits save each second: the rate of hits times the mean time "
+        "that Flask takes for the route, over the last hour. 2 means that two more threads would "
+        "be busy all the time without the cache. 0 is normal only without cacheable traffic."
+    ),
+    unit="suffix: s/s",
+    queries=(Query(f"sum(route:nginx_cache_saved_seconds:rate5m{{{ROUTE}}})", "saved"),),
+    empty="No hit in this time range",
+    colours={"saved": colours.GOOD},
+)
+
+SIZE = Signal(
+    title="Cache size",
+    description=(
+        "Size of the cached responses on disk, and the limit (max_size in nginx's configuration). "
+        "Above the limit nginx removes the entries that were least recently used, although they "
+        "are still valid: see *Evictions*."
+    ),
+    unit="bytes",
+    queries=(
+        Query("sum by (zone) (nginx_cache_size_bytes)", "{{zone}}"),
+        limit("max(nginx_cache_max_size_bytes)", "max_size"),
+    ),
+)
+
+ENTRIES = Signal(
+    title="Cache entries",
+    description=(
+        "Cached responses, and how many keys the cache's memory zone holds (about 8,000 a "
+        "megabyte). When the zone is full, nginx removes the entries that were least recently used."
+    ),
+    unit="short",
+    queries=(
+        Query("sum by (zone) (nginx_cache_entries)", "{{zone}}"),
+        limit("max(nginx_cache_keys_capacity)", "keys that fit"),
+    ),
+)
+
+EVICTIONS = Signal(
+    title="Cache evictions",
+    description=(
+        "Entries per minute that vanished before nginx's `inactive` time was over. Normal is 0. "
+        "It is a lower bound, since only nginx knows when an entry was last used. Evictions while "
+        "*Cache size* or *Cache entries* is near its limit mean that the cache is too small. A "
+        "purge also counts."
+    ),
+    unit="suffix: entries/min",
+    queries=(Query(f"60 * sum by (zone) (rate(nginx_cache_evictions_total[{RATE}]))", "{{zone}}"),),
+)
+
+OLDEST = Signal(
+    title="Oldest cache entry",
+    description=(
+        "Age of the oldest cached response. It grows to the time for which nginx keeps unused "
+        "entries. A short age with many evictions means that entries leave before they are used "
+        "again."
+    ),
+    unit="s",
+    queries=(Query("max by (zone) (nginx_cache_oldest_entry_age_seconds)", "{{zone}}"),),
+    empty="The cache is empty",
 )

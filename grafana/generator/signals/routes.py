@@ -111,3 +111,52 @@ COLUMNS = (
     Column("p95_miss_seconds", "p95 misses", "s", lambda window: p95(WAITED, window), P95_LIMIT),
     Column("flask_seconds_per_second", "Flask s/s", "none", flask_seconds),
 )
+
+REQUEST_TREND = "sum by (route) (route:nginx_requests:rate1m)"
+
+# Requests for which no route of the application stands; last in the table.
+NO_ROUTE = "none|unmatched|overflow"
+
+BY = "on (stack, route)"
+GUARD = f"> bool {BY} route_threshold:traffic_guard_requests_per_second"
+HEADER_P95 = "route:nginx_upstream_header_duration_seconds:p95_rate5m"
+HEADER_RATE = (
+    "sum by (stack, route)"
+    ' (route_le:nginx_upstream_header_duration_seconds_bucket:rate5m{le="+Inf"})'
+)
+FAILS = (
+    f'(route:nginx_errors:ratio_rate5m{{route!="none"}} > bool {BY} route_threshold:error_ratio)'
+    f" * {BY} (route:nginx_requests:rate5m {GUARD})"
+)
+IS_SLOW = (
+    f"({HEADER_P95} > bool {BY} route_threshold:upstream_p95_seconds)"
+    f" * {BY} ({HEADER_RATE} {GUARD})"
+)
+MISSES = (
+    f"(route:nginx_cache_miss:ratio_rate5m > bool {BY} route_threshold:cache_miss_ratio)"
+    f" * {BY} (route:nginx_cache_lookups:rate5m {GUARD})"
+)
+
+# The conditions of ErrorRatioHigh (4), UpstreamSlow (2) and CacheMissRatioHigh (1), added up by
+# route: what is wrong with it. 0 is a route with traffic that is fine.
+STATE = (
+    f"sum by (route) (4 * {FAILS}"
+    f" + {BY} (2 * {IS_SLOW} or {BY} 0 * {FAILS})"
+    f" + {BY} ({MISSES} or {BY} 0 * {FAILS}))"
+)
+STATES = {
+    0: "ok",
+    1: "misses",
+    2: "slow",
+    3: "slow, misses",
+    4: "errors",
+    5: "errors, misses",
+    6: "errors, slow",
+    7: "errors, slow, misses",
+}
+
+# What hurts comes first: routes in a worse state, then those that keep the workers busier.
+ORDER = (
+    f'0 * sum by (route) (route:nginx_requests:rate5m{{route=~"{NO_ROUTE}"}}) - 1'
+    f" or 1000 * {STATE} + on (route) ({flask_seconds('5m')} or 0 * {STATE})"
+)

@@ -8,13 +8,14 @@ from generator.signals import (
     Query,
     Signal,
     buckets,
+    counted,
+    highest,
     limit,
     observed,
     overall,
     quantiles,
     rate,
     threshold,
-    worst,
 )
 
 REQUESTS = "nginx_route_requests_total"
@@ -54,34 +55,64 @@ ERROR_RATIO = Signal(
         limit(threshold("error_ratio")),
     ),
     empty="No traffic",
+    basis=counted(f"sum(route:nginx_requests:rate5m{{{ROUTE}}})", "of $1 requests"),
 )
+
+RECORDED_P95 = "route:nginx_request_duration_seconds:p95_rate5m"
 
 P95 = Signal(
     title="p95 latency",
     description=(
-        "Of the slowest route: 95 % of its requests were answered within this time, over 5 "
-        "minutes, as nginx measured it, the client's network and queueing included. Red is above "
-        "the limit of prometheus/rules/thresholds.yml. Click a route in *Traffic* to see "
-        "which part of the way is slow."
+        "95 % of the route's requests were answered within this time, over 5 minutes. nginx "
+        "measures it, so it includes the client's network and the wait for a worker. Red is above "
+        "the route's limit in prometheus/rules/thresholds.yml. *Upstream* shows which part is slow."
+    ),
+    unit="s",
+    queries=(Query(highest(RECORDED_P95), "p95"), limit(threshold("request_p95_seconds"))),
+    empty="No traffic",
+    basis=counted(f"sum(route:nginx_requests:rate5m{{{ROUTE}}})", "of $1 requests"),
+)
+
+SLOWEST_NOW = f"topk(1, {RECORDED_P95} @ end())"
+OF_SLOWEST = counted(
+    f"(route:nginx_requests:rate5m and on (stack, route) {SLOWEST_NOW})", "$1 requests"
+)
+
+SLOWEST = Signal(
+    title="Slowest route (p95)",
+    description=(
+        "The route with the highest 95th percentile of latency over 5 minutes, and how many "
+        "requests that figure is made of. Red is above the limit that applies to this route. The "
+        "table *Routes* compares it with the others."
     ),
     unit="s",
     queries=(
-        Query(worst("route:nginx_request_duration_seconds:p95_rate5m"), "p95"),
-        limit(threshold("request_p95_seconds")),
+        Query(f"{RECORDED_P95} and on (stack, route) {SLOWEST_NOW}", "{{route}}"),
+        limit(f"max(route_threshold:request_p95_seconds and on (stack, route) {SLOWEST_NOW})"),
     ),
     empty="No traffic",
+    basis=Query(f'label_join({OF_SLOWEST.expr}, "text", ": ", "route", "text")', "text"),
 )
 
 BY_ROUTE = Signal(
     title="Requests by route",
     description=(
-        "Requests per second by Flask's URL rule. `unmatched` are paths the application does not "
-        "have, `none` are requests nginx answered without it. A rising `unmatched` is usually a "
-        "scanner or a broken link. Click a line for that route's own dashboard."
+        "Requests per second of the eight busiest routes of the whole time range, and of all "
+        "others together. `unmatched` counts requests that no URL rule of Flask's matches; a rise "
+        "is usually a scanner or a broken link. `none` counts requests that got no answer from "
+        "Flask. Click a line for that route's dashboard."
     ),
     unit="reqps",
-    queries=(Query(f"sum by (route) (rate({REQUESTS}{{{ROUTE}}}[{RATE}]))", "{{route}}"),),
+    queries=(
+        Query('sum by (route) (route:nginx_requests:rate1m{route=~"$busiest"})', "{{route}}"),
+        Query(
+            "sum(cache_status:nginx_requests:rate1m)"
+            ' - (sum(route:nginx_requests:rate1m{route=~"$busiest"}) or vector(0)) > 0.0001',
+            "other",
+        ),
+    ),
     empty=NO_REQUESTS,
+    colours={"other": colours.IDLE},
 )
 
 BY_STATUS = Signal(

@@ -8,13 +8,13 @@ from generator.signals import (
     Query,
     Signal,
     buckets,
+    highest,
     limit,
     mean,
     observed,
     quantile,
     rate,
     threshold,
-    worst,
 )
 
 CONNECT = "nginx_route_upstream_connect_duration_seconds"
@@ -41,7 +41,7 @@ UPSTREAM_P95 = Signal(
     ),
     unit="s",
     queries=(
-        Query(worst("route:nginx_upstream_header_duration_seconds:p95_rate5m"), "p95"),
+        Query(highest("route:nginx_upstream_header_duration_seconds:p95_rate5m"), "p95"),
         limit(threshold("upstream_p95_seconds")),
     ),
     empty="None upstream",
@@ -99,7 +99,7 @@ FAILURES = Signal(
         "time, 500: Flask's own), and attempts beyond the first of a request. Normal is none. "
         "Clients see a failure only if no retry and no stale copy could cover it."
     ),
-    unit="ops",
+    unit="suffix: attempts/s",
     queries=(
         Query(f"sum by (status) (rate({FAILED}[{RATE}]))", "{{status}}"),
         Query(f"round({ATTEMPTED} - {rate(f'{RESPONSE}_count', ROUTE)}, 0.001) > 0", "retries"),

@@ -10,11 +10,11 @@ IN_FLIGHT = f"gunicorn_worker_requests_in_flight{SELECTED}"
 STUCK = 1000
 
 UTILISATION = Signal(
-    title="Worker utilisation",
+    title="Workers busy",
     description=(
-        "Share of the time that the workers' threads were busy, over 5 minutes, of the fullest "
-        "replica: the number the alert reads. Above its threshold (red) requests begin to queue: "
-        "see *Queue time*, then add workers or threads, or find what holds them."
+        "Share of the time that the threads of the busiest replica worked on requests, over 5 "
+        "minutes; the alert compares the same number. Above the threshold (red) requests begin to "
+        "queue: see *Queue time*. Then add workers or threads, or find the slow route."
     ),
     unit="percentunit",
     queries=(
@@ -128,4 +128,36 @@ EXITS = Signal(
     queries=(Query(f"round(sum by (reason) ({ENDED})) > 0", "{{reason}}"),),
     empty="No worker ended in this time range",
     colours=colours.EXITS,
+)
+
+CONTAINER_MEMORY = Signal(
+    title="Container memory",
+    description=(
+        "Memory that the containers of flask-app and nginx-access-exporter use and cannot give "
+        "back (working set), and their limits. At its limit the kernel kills a process. Without a "
+        "limit there is nothing to show. *Memory by worker* shows who uses it."
+    ),
+    unit="bytes",
+    queries=(
+        Query("cgroup_memory_working_set_bytes", "{{job}} {{instance}}"),
+        limit("max by (job) (cgroup_memory_limit_bytes)", "limit of {{job}}"),
+    ),
+    empty="No container has a memory limit",
+)
+
+THROTTLED = Signal(
+    title="CPU throttling",
+    description=(
+        "Share of the time for which the kernel stopped a container because it had used up its "
+        "CPU limit. Normal is 0. Requests wait meanwhile: raise the limit, or run fewer threads. "
+        "Without a CPU limit there is nothing to show."
+    ),
+    unit="percentunit",
+    queries=(
+        Query(
+            "rate(cgroup_cpu_throttled_seconds_total[$__rate_interval])",
+            "{{job}} {{instance}}",
+        ),
+    ),
+    empty="No container has a CPU limit",
 )
