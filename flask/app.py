@@ -1,11 +1,14 @@
 """The sample application. Put your own in its place; telemetry/ goes with any Flask app."""
 
+import demo
 from flask import Flask, Response, jsonify, request
 
 from gunicorn_flask_telemetry.flask_metrics import FlaskMetrics
 
 app = Flask(__name__)
 metrics = FlaskMetrics(app)
+if demo.enabled():
+    app.register_blueprint(demo.demo)
 
 
 @app.get("/")
