@@ -1,28 +1,18 @@
-"""What a line of the access metrics log is counted as."""
+"""How the lines of the access metrics log are counted."""
 
 from __future__ import annotations
 
 import json
 import logging
+from typing import Any
 
 import pytest
 from prometheus_client.core import Metric
 
 from nginx_access_exporter import metrics as access_metrics
-from nginx_access_exporter.metrics import AccessMetrics, MalformedLineError, Request, parse
-
-HIT = b"GET\t/cache-me\t200\tHIT\t0.000\t-\t-\t-\t-\t345"
-UNCACHED = b"POST\t/users/<int:id>\t201\t-\t0.012\t0.001\t0.010\t0.011\t201\t512"
-
-
-def line(**changed: str) -> bytes:
-    """UNCACHED with other values in some fields."""
-    names = (
-        *("method", "route", "status", "cache", "duration"),
-        *("connect", "header", "response", "upstream_status", "bytes"),
-    )
-    values = dict(zip(names, UNCACHED.decode().split("\t"), strict=True)) | changed
-    return "\t".join(values.values()).encode()
+from nginx_access_exporter.line import OVERFLOW
+from nginx_access_exporter.metrics import AccessMetrics
+from tests.access_lines import HIT, UNCACHED, line
 
 
 def samples(metrics: AccessMetrics) -> dict[str, dict[tuple[str, ...], float]]:
@@ -33,122 +23,6 @@ def samples(metrics: AccessMetrics) -> dict[str, dict[tuple[str, ...], float]]:
         for sample in family.samples:
             found.setdefault(sample.name, {})[tuple(sample.labels.values())] = sample.value
     return found
-
-
-def test_a_hit_has_no_upstream_times_and_no_attempts() -> None:
-    assert parse(HIT) == Request(
-        route="/cache-me",
-        method="GET",
-        status="200",
-        cache="HIT",
-        duration=0,
-        upstream_connect=None,
-        upstream_header=None,
-        upstream_response=None,
-        attempts=(),
-        bytes_sent=345,
-    )
-
-
-def test_where_the_cache_has_no_say_its_status_is_none() -> None:
-    assert parse(UNCACHED) == Request(
-        route="/users/<int:id>",
-        method="POST",
-        status="201",
-        cache="NONE",
-        duration=12,
-        upstream_connect=1,
-        upstream_header=10,
-        upstream_response=11,
-        attempts=("201",),
-        bytes_sent=512,
-    )
-
-
-def test_of_a_retried_request_times_are_summed_and_attempts_listed() -> None:
-    request = parse(
-        line(
-            connect="0.001, 0.002 : 0.000",
-            header="-, 0.020 : 0.001",
-            response="2.000, 0.021 : 0.002",
-            upstream_status="502, 304 : 200",
-        )
-    )
-    assert request.upstream_connect == 3
-    assert request.upstream_header == 21
-    assert request.upstream_response == 2023
-    assert request.attempts == ("502", "304", "200")
-
-
-def test_an_internal_redirect_that_needed_no_server_ends_a_list() -> None:
-    request = parse(line(header="0.010 : ", response="0.011 : ", upstream_status="200 : "))
-    assert request.attempts == ("200",)
-    assert request.upstream_response == 11
-
-
-def test_a_gateway_timeout_has_an_attempt_and_no_header_time() -> None:
-    request = parse(
-        line(route="-", status="504", header="-", response="65.001", upstream_status="504")
-    )
-    assert request.route == "none"
-    assert request.upstream_header is None
-    assert request.upstream_response == 65001
-    assert request.attempts == ("504",)
-
-
-def test_an_attempt_cut_short_by_the_client_is_one_without_status() -> None:
-    request = parse(line(route="-", status="499", header="-", upstream_status="-"))
-    assert request.attempts == ("none",)
-
-
-def test_a_request_that_nginx_answered_itself_is_one_of_no_route() -> None:
-    request = parse(b"-\t-\t400\t-\t0.000\t-\t-\t-\t-\t302")
-    assert (request.route, request.method, request.attempts) == ("none", "OTHER", ())
-
-
-def test_methods_outside_the_standard_are_one() -> None:
-    assert {parse(line(method=f"METHOD{n}")).method for n in range(100)} == {"OTHER"}
-    assert parse(line(method="PATCH")).method == "PATCH"
-
-
-@pytest.mark.parametrize(
-    ("logged", "route"),
-    [
-        (r"/a\x22b\x5Cc", '/a"b\\c'),
-        (r"/caf\xC3\xA9", "/café"),
-        (r"/\xFF", "/\N{REPLACEMENT CHARACTER}"),
-        ("/" + "x" * 8000, "overflow"),
-    ],
-)
-def test_a_route_is_what_flask_calls_it(logged: str, route: str) -> None:
-    assert parse(line(route=logged)).route == route
-
-
-@pytest.mark.parametrize(
-    "malformed",
-    [
-        b"",
-        b"GET",
-        HIT + b"\t",
-        HIT[:-4],
-        HIT + HIT,
-        line(status="20"),
-        line(status="2000"),
-        line(cache="WARM"),
-        line(duration="-"),
-        line(duration="0.1"),
-        line(duration="-0.001"),
-        line(connect="0.001 0.002"),
-        line(upstream_status="200, x"),
-        line(bytes="many"),
-        line(bytes="-5"),
-        b"\0" * 100,
-        b"\xff\xfe\t" * 10,
-    ],
-)
-def test_what_is_not_in_the_format_is_malformed(malformed: bytes) -> None:
-    with pytest.raises(MalformedLineError):
-        parse(malformed)
 
 
 def test_each_line_counts_once_in_every_metric() -> None:
@@ -216,7 +90,7 @@ def test_label_sets_are_bounded_and_totals_stay_exact(monkeypatch: pytest.Monkey
     ):
         assert len(counted[name]) == known + 1, name
         assert sum(counted[name].values()) == 1000, name
-    assert counted["nginx_route_requests_total"][("overflow",) * 4] == 990
+    assert counted["nginx_route_requests_total"][(OVERFLOW,) * 4] == 990
 
 
 def test_long_lines_which_clients_can_make_are_not_kept() -> None:
@@ -228,30 +102,81 @@ def test_long_lines_which_clients_can_make_are_not_kept() -> None:
     assert access_metrics._parse_and_keep.cache_info().currsize == 0
 
 
-def test_malformed_lines_are_all_counted_and_now_and_then_logged(
+def test_malformed_lines_are_counted_and_one_a_minute_is_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     metrics = AccessMetrics()
     with caplog.at_level(logging.WARNING):
         for n in range(1000):
-            metrics.add(b"nonsense %d\n" % n + HIT)
+            metrics.add(b"nonsense\x1b %d\n" % n + HIT)
     assert (metrics.lines, metrics.malformed_lines) == (2000, 1000)
     assert [record.getMessage() for record in caplog.records] == [
-        "malformed line, 1 so far: not enough values to unpack (expected 10, got 1): b'nonsense 0'"
+        "malformed line, 1 so far: the line does not begin with nam/2: b'nonsense\\x1b 0'"
     ]
 
 
-def test_counts_survive_being_kept_as_json() -> None:
+def test_the_report_of_a_malformed_line_is_short(caplog: pytest.LogCaptureFixture) -> None:
     metrics = AccessMetrics()
-    metrics.add(b"\n".join([HIT, UNCACHED, b"malformed"]))
-    again = AccessMetrics.load(json.loads(json.dumps(metrics.dump())))
+    with caplog.at_level(logging.WARNING):
+        metrics.add(line(cache="\x1b" * 100_000))
+    assert len(caplog.records) == 1
+    assert len(caplog.records[0].getMessage()) < 2 * access_metrics.MAX_SAMPLE_LENGTH * len("\\x1b")
+    assert "\x1b" not in caplog.records[0].getMessage()
+
+
+def test_incomplete_responses_are_counted_by_cause() -> None:
+    metrics = AccessMetrics()
+    cut, left = line(received="1"), line(completion="")
+    metrics.add(b"\n".join([HIT, UNCACHED, cut, cut, left]))
+    assert samples(metrics)["nginx_route_incomplete_responses_total"] == {
+        ("/users/<int:id>", "NONE", "upstream"): 2,
+        ("/users/<int:id>", "NONE", "client"): 1,
+    }
+
+
+def saved(metrics: AccessMetrics) -> dict[str, Any]:
+    """What a checkpoint holds of them."""
+    return json.loads(json.dumps(metrics.dump()))
+
+
+def test_counts_survive_being_saved_as_json() -> None:
+    metrics = AccessMetrics()
+    metrics.add(b"\n".join([HIT, UNCACHED, line(received="1"), b"malformed"]))
+    again = AccessMetrics.load(saved(metrics))
     assert samples(again) == samples(metrics)
     again.add(HIT)
     assert samples(again)["nginx_route_requests_total"]["/cache-me", "GET", "200", "HIT"] == 2
 
 
-def test_counts_in_other_buckets_are_refused() -> None:
-    dumped = AccessMetrics().dump()
-    dumped["buckets_ms"].insert(8, 300)
-    with pytest.raises(ValueError, match="other buckets"):
-        AccessMetrics.load(dumped)
+def test_counts_in_other_buckets_are_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as older:
+        older.setattr(access_metrics, "BUCKETS_MS", (100, 500, 20_000))
+        metrics = AccessMetrics()
+    for duration in ("0.040", "0.400", "0.400", "15.000", "90.000"):
+        metrics.add(line(duration=duration))
+    again = AccessMetrics.load(saved(metrics))
+    counted = samples(again)
+    name = "nginx_route_request_duration_seconds"
+    labels = ("/users/<int:id>", "NONE")
+    buckets = {le: n for (*_, le), n in counted[f"{name}_bucket"].items()}
+    # Exact at the bounds that both have; a time is never in a bucket below its own.
+    assert (buckets["0.1"], buckets["0.5"], buckets["10.0"], buckets["+Inf"]) == (1, 3, 3, 5)
+    assert (buckets["0.05"], buckets["0.25"]) == (0, 1)
+    assert counted[f"{name}_sum"] == {labels: 105.84}
+    assert counted[f"{name}_count"] == {labels: 5}
+
+    again.add(line(duration="0.040"))
+    assert samples(again)[f"{name}_bucket"][*labels, "0.05"] == 1
+
+
+def test_counts_of_another_version_are_taken_over_as_far_as_they_fit() -> None:
+    metrics = AccessMetrics()
+    metrics.add(HIT)
+    dumped = saved(metrics)
+    del dumped["tables"]["nginx_route_response_bytes"]
+    dumped["tables"]["nginx_route_upstream_attempts"] = {"labels": ["gone"], "values": [[["x"], 1]]}
+    dumped["tables"]["nginx_route_later"] = {"labels": [], "values": []}
+    again = samples(AccessMetrics.load(dumped))
+    assert again["nginx_route_requests_total"] == {("/cache-me", "GET", "200", "HIT"): 1}
+    assert "nginx_route_response_bytes_total" not in again
+    assert "nginx_route_upstream_attempts_total" not in again

@@ -1,3 +1,3 @@
-"""Exports what nginx's access metrics log says, by route, to Prometheus: docs/nginx-metrics.md."""
+"""Exports nginx's requests by route and cache status to Prometheus: see README.md."""
 
 __version__ = "0.1.0"

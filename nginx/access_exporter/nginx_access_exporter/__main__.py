@@ -1,5 +1,7 @@
-"""`python -m nginx_access_exporter`: the same as the command `nginx-access-exporter`."""
+"""`python -m nginx_access_exporter` is the same as the command `nginx-access-exporter`."""
+
+import sys
 
 from nginx_access_exporter.exporter import main
 
-main()
+sys.exit(main())

@@ -1,8 +1,8 @@
-"""Exports what nginx's access metrics log says, by route, to Prometheus.
+"""Exports nginx's requests by route and cache status to Prometheus, from an access metrics log.
 
-Counting is exactly-once: after each chunk of the log the counts and the position they reach to are
-kept together in one file beside it, and only then is the chunk given back. However and whenever
-the exporter ends, the next one goes on from there; its counters do not start again from zero.
+Every line is counted exactly once. After each chunk of the log, the exporter saves its counts
+together with the position they reach, in one file beside the log, and only then frees the chunk.
+However it ends, the next exporter goes on from that position, and no counter starts from zero.
 """
 
 import argparse
@@ -24,35 +24,58 @@ from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from nginx_access_exporter.log import AccessLog, Position
+from nginx_access_exporter import __version__
+from nginx_access_exporter.line import LINE_STARTS, MARKERS
+from nginx_access_exporter.log import AccessLog, ForeignLogError, Position
 from nginx_access_exporter.metrics import AccessMetrics
+
+try:
+    from nginx_access_exporter._revision import REVISION  # hatch_build.py writes it
+except ImportError:
+    REVISION = "unknown"
 
 SECONDS_BETWEEN_READS: Final = 0.5
 SECONDS_BETWEEN_SAME_ERRORS: Final = 60
 CHECKPOINT_VERSION: Final = 1
 
+DESCRIPTION: Final = f"""
+Exports nginx's requests by route and cache status to Prometheus. It reads an access log in the
+format {MARKERS} (see the README) and CONSUMES it: what was read is erased from the file. A file in
+another format is refused and left as it is.
+"""
+
 logger = logging.getLogger("nginx_access_exporter")
 
 
 class AccessExporter(Collector):
-    """Counts a log, from any thread, going on from the checkpoint beside it if there is one."""
+    """Counts a log, going on from the checkpoint beside it if there is one; thread-safe."""
 
     def __init__(self, log_path: Path) -> None:
         self._lock = threading.Lock()
         self._checkpoint = log_path.with_name(log_path.name + ".checkpoint")
         self._metrics, position = self._load()
-        self._log = AccessLog(log_path, position)
+        self._log = AccessLog(log_path, LINE_STARTS, position)
         self._errors: dict[str, float] = {}
 
+    def start(self) -> None:
+        """Counts every whole line in the log.
+
+        Raises:
+            ForeignLogError: the file is not an access metrics log; nothing in it was changed.
+        """
+        with self._lock:
+            self._count()
+
     def drain(self) -> None:
-        """Counts every whole line that is in the log by now."""
+        """Counts every whole line in the log, and reports a file that is not such a log."""
         with self._lock:
             self._drain()
 
     def collect(self) -> Iterator[Metric]:
-        """Counts what is new, then shows all."""
+        """Counts the new lines, then yields all metrics."""
         with self._lock:
             self._drain()
+            yield build_info()
             yield from self._metrics.collect()
             yield GaugeMetricFamily(
                 "nginx_access_exporter_backlog_bytes",
@@ -62,6 +85,12 @@ class AccessExporter(Collector):
 
     def _drain(self) -> None:
         try:
+            self._count()
+        except ForeignLogError as error:
+            self._report(str(error))
+
+    def _count(self) -> None:
+        try:
             for chunk in self._log.chunks():
                 self._metrics.add(chunk)
                 self._keep()
@@ -69,12 +98,12 @@ class AccessExporter(Collector):
             self._report(f"can't read the log: {error}")
 
     def _keep(self) -> None:
-        """Makes sure that the last chunk is never counted again, then gives it back."""
+        """Makes sure that the last chunk is never counted again, then frees it."""
         try:
             self._save()
         except OSError:
-            # Room is made first on a full file system. Killed between the two lines, the next
-            # exporter doesn't know of this chunk.
+            # A full file system needs room first. An exporter killed between these two lines loses
+            # the chunk.
             self._log.release()
             self._save_or_forget()
         else:
@@ -84,9 +113,9 @@ class AccessExporter(Collector):
         try:
             self._save()
         except OSError as error:
-            self._report(f"counters will start from 0 next time: {error}")
-            # An old checkpoint would set counters back to it, and Prometheus would take
-            # everything below for new.
+            self._report(f"counters will start from 0 after a restart: {error}")
+            # With an old checkpoint, counters would go down to its values, and Prometheus would
+            # count these once more.
             with contextlib.suppress(OSError):
                 self._checkpoint.unlink(missing_ok=True)
 
@@ -109,7 +138,7 @@ class AccessExporter(Collector):
         except FileNotFoundError:
             pass
         except (OSError, KeyError, TypeError, ValueError) as error:
-            logger.warning("%s is unusable, counters start from 0: %r", self._checkpoint, error)
+            logger.warning("can't use %s, counters start from 0: %r", self._checkpoint, error)
         return AccessMetrics(), None
 
     def _report(self, message: str) -> None:
@@ -120,10 +149,10 @@ class AccessExporter(Collector):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line, with the application's fields."""
+    """Formats a record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Returns one line."""
+        """Returns the line."""
         moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         fields = {
             "time": moment.replace("+00:00", "Z"),
@@ -138,8 +167,8 @@ class JsonFormatter(logging.Formatter):
 
 
 def application(registry: CollectorRegistry) -> WSGIApplication:
-    """Serves the registry at /metrics, in the format the client asks for, and /-/healthy."""
-    # Compressing for a Prometheus that is next door costs more than it saves.
+    """Serves the registry at /metrics, in the format that the client asks for, and /-/healthy."""
+    # Prometheus is usually near: compression costs more than it saves.
     metrics = make_wsgi_app(registry, disable_compression=True)
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -161,32 +190,86 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 
 class _Handler(WSGIRequestHandler):
-    timeout = 10  # seconds; a client that says nothing must not keep its thread
+    timeout = 10  # seconds; a client that sends nothing must not keep its thread
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002, ANN401
         logger.debug(format, *args)
 
 
+def build_info() -> Metric:
+    """Returns the metric that names the version and the revision it was built from."""
+    family = GaugeMetricFamily(
+        "nginx_access_exporter_build_info",
+        "Version of the exporter, and the revision it was built from; always 1.",
+        labels=("version", "revision"),
+    )
+    family.add_metric((__version__, REVISION), 1)
+    return family
+
+
 def listen_address(text: str) -> tuple[str, int]:
-    """Reads HOST:PORT; no host means all of them.
+    """Reads HOST:PORT; an empty host means all addresses.
 
     Raises:
-        ValueError: there is no port.
+        ValueError: the port is missing or is no number.
     """
     host, _, port = text.rpartition(":")
     return host, int(port)
 
 
-def main() -> None:
-    """Serves until SIGTERM or SIGINT."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+def main() -> int:
+    """Serves until SIGTERM or SIGINT; returns the exit status."""
+    arguments = parse_arguments()
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+    # The signals are blocked and waited for between two reads, so that they interrupt no read.
+    signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+
+    exporter = AccessExporter(arguments.log_path)
+    host, port = arguments.address
+    try:
+        exporter.start()
+        server = make_server(host, port, application(registry(exporter)), _Server, _Handler)
+    except ForeignLogError as error:
+        logger.error(error)
+        return 1
+    except OSError as error:
+        logger.error("can't listen on %s:%d: %s", host, port, error.strerror or error)
+        return 1
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    logger.info("serving on %s:%d, reading %s", host, port, arguments.log_path)
+
+    while signal.sigtimedwait(signals, SECONDS_BETWEEN_READS) is None:
+        exporter.drain()
+    server.shutdown()
+    exporter.drain()
+    logger.info("stopped")
+    return 0
+
+
+def registry(exporter: AccessExporter) -> CollectorRegistry:
+    """Returns a registry with the exporter's metrics and those of its process."""
+    new = CollectorRegistry()
+    new.register(exporter)
+    ProcessCollector(registry=new)
+    return new
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        prog="nginx-access-exporter", description=DESCRIPTION, allow_abbrev=False
+    )
     parser.add_argument(
         "--log.path",
         dest="log_path",
         type=Path,
         metavar="PATH",
         default="/var/log/nginx-metrics/access.log",
-        help="the log nginx writes; the counts are kept beside it (default: %(default)s)",
+        help="the access metrics log; the counts are saved beside it (default: %(default)s)",
     )
     parser.add_argument(
         "--web.listen-address",
@@ -196,28 +279,6 @@ def main() -> None:
         default=":9114",
         help="where to serve /metrics and /-/healthy (default: %(default)s)",
     )
-    arguments = parser.parse_args()
-
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-
-    # Blocked, and waited for between two reads: nothing is ever interrupted half-way.
-    signals = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-
-    exporter = AccessExporter(arguments.log_path)
-    registry = CollectorRegistry()
-    registry.register(exporter)
-    ProcessCollector(registry=registry)
-    host, port = arguments.address
-    server = make_server(host, port, application(registry), _Server, _Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    logger.info("serving on %s:%d, reading %s", host, port, arguments.log_path)
-
-    exporter.drain()
-    while signal.sigtimedwait(signals, SECONDS_BETWEEN_READS) is None:
-        exporter.drain()
-    server.shutdown()
-    exporter.drain()
-    logger.info("stopped")
+    version = f"%(prog)s {__version__} (revision {REVISION})"
+    parser.add_argument("--version", action="version", version=version)
+    return parser.parse_args()

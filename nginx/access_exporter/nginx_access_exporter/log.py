@@ -1,7 +1,7 @@
-"""Reads what nginx appends to a log file, and gives the file's memory back behind itself.
+"""Reads what nginx appends to a log file, and frees the part of the file that was read.
 
-nginx appends (O_APPEND), so offsets only grow; what has been read is turned into a hole, which
-takes no memory. No rotation, no signal to nginx, no moment in which a line could be lost.
+nginx appends (O_APPEND), so offsets only grow. What was read is turned into a hole, which takes no
+memory. This needs no rotation and no signal to nginx, and no line can be lost between two files.
 """
 
 import ctypes
@@ -15,11 +15,15 @@ from typing import Final, NamedTuple
 
 CHUNK_BYTES: Final = 1 << 18
 
-# On a file system without holes the file is emptied once it has been read to an end beyond this.
-# A line that nginx writes between the last look and the emptying, microseconds later, is lost.
+# On a file system without holes, the file is emptied when it was read to its end and is larger than
+# this. A line that nginx writes in the microseconds between the two is lost.
 MAX_BYTES_WITHOUT_HOLES: Final = 16 << 20
 
-# A renamed log is read on for so long, until every nginx worker has reopened the new one.
+# Chunks that begin with a line of another format are read up to this much in all: one stray line in
+# our log must not stop the metrics. Beyond it, the file is taken for another program's.
+MAX_STRAY_BYTES: Final = CHUNK_BYTES
+
+# A renamed log is still read for this long, until every nginx worker has reopened the new one.
 SECONDS_OF_GRACE_FOR_REPLACED: Final = 2.0
 
 _FALLOC_FL_KEEP_SIZE: Final = 0x01
@@ -30,6 +34,10 @@ logger = logging.getLogger(__name__)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+class ForeignLogError(Exception):
+    """The file is not an access metrics log; nothing in it was changed."""
 
 
 class Position(NamedTuple):
@@ -43,52 +51,58 @@ class Position(NamedTuple):
 class AccessLog:
     """A log file, read from a position on.
 
-    Nothing is opened yet: the file may appear later, or be another one by then.
+    The file is opened when it is first read: it may not exist yet.
 
     Args:
         path: the file nginx writes.
-        position: where to go on; without one, or where its file is gone, reading starts at the
-            first byte that is not in a hole.
+        line_starts: what a line of the log can begin with.
+        position: where to go on. Without it, or where its file is gone, reading starts at the first
+            byte that is not in a hole.
     """
 
-    def __init__(self, path: Path, position: Position | None = None) -> None:
+    def __init__(
+        self, path: Path, line_starts: tuple[bytes, ...], position: Position | None = None
+    ) -> None:
         self.position = position or Position(0, 0, 0)
         self._path = path
+        self._line_starts = line_starts
+        self._stray_bytes_left: int | None = None  # as long as the first line is unknown
         self._fd = _NOT_OPEN
         self._makes_holes = True
         self._replaced_at: float | None = None
 
     @property
     def backlog(self) -> int:
-        """Bytes that are written and not read yet."""
+        """Bytes that were written and not read yet."""
         if self._fd == _NOT_OPEN:
             return 0
         start = self._next_data()
         return 0 if start is None else os.fstat(self._fd).st_size - start
 
     def chunks(self) -> Iterator[bytes]:
-        """Yields whole lines, the last of each chunk without its newline, up to the present end.
+        """Yields whole lines up to the end of the file; a chunk's last line has no newline.
 
-        `position` is past a chunk when that is yielded. A line without its newline waits.
+        `position` is past a chunk when that chunk is yielded. A line without its newline waits.
 
         Raises:
-            OSError: the file is there and can't be read and written.
+            ForeignLogError: the next lines do not belong to the log; `position` is before them.
+            OSError: the file exists and can't be read and written.
         """
         if self._fd == _NOT_OPEN and not self._open():
             return
-        # Looked up before reading: after the grace nobody adds to a replaced file.
+        # Checked before reading: after the grace period nginx adds nothing to a replaced file.
         finished = self._is_replaced()
         yield from self._read()
         if finished:
             self.close()
 
     def release(self) -> None:
-        """Gives back the memory of everything before the position."""
+        """Frees the memory of everything before the position."""
         if self._fd == _NOT_OPEN or not self.position.offset:
             return
         if self._makes_holes:
             mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
-            # From the very start: a page is given back only by a hole that covers all of it.
+            # From the start of the file: only a hole that covers a whole page frees it.
             if _libc.fallocate(self._fd, mode, 0, self.position.offset) == 0:
                 return
             self._makes_holes = False
@@ -103,7 +117,7 @@ class AccessLog:
             self.position = self.position._replace(offset=0)
 
     def close(self) -> None:
-        """Closes the file; the next `chunks` opens what is at the path then."""
+        """Closes the file; the next `chunks` opens the file at the path again."""
         if self._fd != _NOT_OPEN:
             os.close(self._fd)
         self._fd = _NOT_OPEN
@@ -117,6 +131,7 @@ class AccessLog:
         stat = os.fstat(self._fd)
         if self.position[:2] != (stat.st_dev, stat.st_ino):
             self.position = Position(stat.st_dev, stat.st_ino, offset=0)
+        self._stray_bytes_left = None
         return True
 
     def _is_replaced(self) -> bool:
@@ -141,20 +156,40 @@ class AccessLog:
             if start is None:
                 return
             data = os.pread(self._fd, CHUNK_BYTES, start)
-            # A hole is made of whole pages: before the first byte there may be zeroes.
+            # A hole consists of whole pages, so zeros may precede the first byte.
             text = data.lstrip(b"\0")
             start += len(data) - len(text)
             end = text.rfind(b"\n")
             if end < 0 and len(text) == CHUNK_BYTES:
-                end = CHUNK_BYTES - 1  # no line of nginx's is so long: given out as malformed
+                end = CHUNK_BYTES - 1  # nginx writes no line this long: it will be malformed
+            if end >= 0:
+                self._check(text[:end])
             self.position = self.position._replace(offset=start + end + 1)
             if end >= 0:
                 yield text[:end]
             elif len(text) == len(data):
                 return
 
+    def _check(self, chunk: bytes) -> None:
+        """Raises ForeignLogError where a chunk belongs to another log."""
+        if chunk.startswith(self._line_starts):
+            if self._stray_bytes_left is None:
+                self._stray_bytes_left = MAX_STRAY_BYTES
+            return
+        if self._stray_bytes_left is None or len(chunk) > self._stray_bytes_left:
+            self.close()  # the path may be another file's next time
+            line = chunk.partition(b"\n")[0]
+            starts = " or ".join(it.decode().strip() for it in self._line_starts)
+            raise ForeignLogError(
+                f"{self._path} is not an access metrics log: its next line does not begin with "
+                f"{starts}, but is {line[:60]!r}. The log is erased as it is read, so this file "
+                "stays as it is. Give the exporter a log of its own (nginx's log_format is in the "
+                "README), or move this file away and reopen nginx's logs."
+            )
+        self._stray_bytes_left -= len(chunk)
+
     def _next_data(self) -> int | None:
-        """Where the next byte that is not in a hole is; None where only a hole follows."""
+        """Returns the offset of the next byte outside holes, None if only a hole follows."""
         try:
             return os.lseek(self._fd, self.position.offset, os.SEEK_DATA)
         except OSError as error:
