@@ -5,6 +5,7 @@ The stack is one of its own, with four nginx workers that write one log.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import re
 import secrets
@@ -268,9 +269,14 @@ def test_failed_and_abandoned_upstream_requests_are_counted_by_attempt(
     def counted(name: str, **labels: str) -> float:
         return stack.total(EXPORTER, f"nginx_route_{name}_total", route="none", **labels)
 
-    for _ in range(3):
-        with pytest.raises(requests.ReadTimeout):
-            requests.get(f"{stack.http}/?sleep=5", timeout=0.2)
+    address = urlsplit(stack.http)
+    with contextlib.ExitStack() as clients:
+        for _ in range(3):
+            client = socket.create_connection((address.hostname, address.port), timeout=60)
+            clients.enter_context(client).sendall(b"GET /?sleep=15 HTTP/1.0\r\n\r\n")
+        in_flight = "gunicorn_worker_requests_in_flight"
+        # Left earlier, a request might not have reached Flask.
+        wait_until(lambda: stack.total("flask-app", in_flight) == 3, 15, "three requests in flight")
     wait_until(lambda: counted("requests", status="499") == 3, 30, "three requests abandoned")
     assert counted("upstream_attempts", status="none") == 3
 
@@ -278,7 +284,9 @@ def test_failed_and_abandoned_upstream_requests_are_counted_by_attempt(
     try:
         health_check = requests.get(f"{stack.http}/flask-health-check", timeout=20)
         assert health_check.status_code in (502, 504)  # and is not counted
-        statuses = {requests.get(stack.http, timeout=20).status_code for _ in range(5)}
+        with concurrent.futures.ThreadPoolExecutor() as pool:  # each waits for some seconds
+            answers = pool.map(lambda _: requests.get(stack.http, timeout=30), range(5))
+            statuses = {answer.status_code for answer in answers}
     finally:
         stack.start("flask-app")
     assert statuses <= {502, 504}
