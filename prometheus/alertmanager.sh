@@ -1,9 +1,9 @@
 #!/bin/sh
 # Starts Alertmanager with the receivers that are set: alertmanager.sh alertmanager --storage.path=...
 #
-# Alertmanager reads neither the environment nor a second file. So a line "# if NAME: FILE" of alertmanager.yml
-# becomes FILE, with its ${...} filled in, where NAME is set: in the environment, or by a file of that name,
-# in lower case, in ALERT_SECRETS_DIR.
+# Alertmanager reads neither the environment nor a second file, and 0.25 takes a webhook's URL from no file either. So a
+# line "# if NAME: FILE" of alertmanager.yml becomes the content of FILE where NAME is set: in the environment, or by a
+# file of that name, in lower case, in ALERT_SECRETS_DIR. In FILE, ${NAME} becomes the value of NAME, literally.
 set -eu
 umask 077    # the result holds secrets
 
@@ -15,18 +15,6 @@ refuse() {
     exit 1
 }
 
-# Within single quotes, as the values stand in the templates, YAML has a quote written twice.
-double_quotes() {
-    sed "s/'/''/g"
-}
-
-read_environment() {
-    for name in $(env | sed -n 's/^\(ALERT_[A-Z_]*\)=.*/\1/p'); do
-        eval "value=\$$name"
-        export "$name=$(printf '%s\n' "$value" | double_quotes)"
-    done
-}
-
 read_secrets() {
     for path in "$1" "$1"/alert_*; do
         if [ -e "$path" ] && [ ! -r "$path" ]; then
@@ -34,42 +22,49 @@ read_secrets() {
         fi
         name=$(basename "$path")
         case $name in
-        *[!a-z_]*) continue ;;    # an editor's backup, or no file at all
+        *[!a-z_]*) continue ;;    # an editor's backup, or the pattern itself where no file matches
         esac
         [ -f "$path" ] || continue
         # The first line that is not empty; a file from Windows has a carriage return, too.
         value=$(tr -d '\r' < "$path" | sed -n '/[^[:space:]]/{p;q;}')
         [ -n "$value" ] || refuse "$path is empty: put the value in it, or remove it"
         case $name in
-        # Alertmanager would print what is no URL.
+        # Alertmanager would print a malformed URL.
         *_url) printf '%s\n' "$value" | grep -Eqx 'https?://[^[:space:]]+' || refuse "there is no URL in $path" ;;
         esac
-        export "$(printf '%s' "$name" | tr '[:lower:]' '[:upper:]')=$(printf '%s\n' "$value" | double_quotes)"
+        export "$(printf '%s' "$name" | tr '[:lower:]' '[:upper:]')=$value"
     done
-}
-
-fill_in() {
-    eval "cat <<END
-$(cat "$1")
-END"
 }
 
 # In a subshell, so that the secrets do not stay in the environment.
 (
-    secrets=${ALERT_SECRETS_DIR:-/run/secrets}    # as it is before its own quotes are doubled
-    read_environment
-    read_secrets "$secrets"
-    while IFS= read -r line; do
-        case $line in
-        *"# if ALERT_"*": "*)
-            name=${line#*# if }
-            if env | grep -q "^${name%%:*}=."; then
-                fill_in "$here/${line##*: }"
-            fi
-            ;;
-        *) printf '%s\n' "$line" ;;
-        esac
-    done < "${ALERTMANAGER_CONFIG:-$here/alertmanager.yml}"
+    read_secrets "${ALERT_SECRETS_DIR:-/run/secrets}"
+    export ALERT_SMTP_REQUIRE_TLS="${ALERT_SMTP_REQUIRE_TLS:-true}"
+    if [ -n "${ALERT_EMAIL_TO:-}" ]; then
+        [ -n "${ALERT_EMAIL_FROM:-}" ] || refuse "ALERT_EMAIL_TO is set, so set ALERT_EMAIL_FROM in .env too"
+        [ -n "${ALERT_SMTP_HOST:-}" ] || refuse "ALERT_EMAIL_TO is set, so set ALERT_SMTP_HOST in .env too, as host:port"
+    fi
+    HERE=$here awk '
+        function filled(line,    done, value) {
+            while (match(line, /\$\{ALERT_[A-Z_]+\}/)) {
+                value = ENVIRON[substr(line, RSTART + 2, RLENGTH - 3)]
+                gsub(/\047/, "&&", value)    # within single quotes, YAML writes a quote twice
+                done = done substr(line, 1, RSTART - 1) value
+                line = substr(line, RSTART + RLENGTH)
+            }
+            return done line
+        }
+        $1 == "#" && $2 == "if" && $3 ~ /^ALERT_[A-Z_]+:$/ {
+            if (ENVIRON[substr($3, 1, length($3) - 1)] != "") {
+                file = ENVIRON["HERE"] "/" $4
+                while ((got = getline line < file) > 0) print filled(line)
+                if (got < 0) { print "alertmanager.sh: cannot read " file > "/dev/stderr"; exit 1 }
+                close(file)
+            }
+            next
+        }
+        { print }
+    ' "${ALERTMANAGER_CONFIG:-$here/alertmanager.yml}"
 ) > "$result"
 
 exec "$@" --config.file="$result"

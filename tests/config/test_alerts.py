@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import tempfile
@@ -307,7 +308,7 @@ def test_amtool_accepts_the_configuration_with_and_without_receivers(
 
 
 def test_email_that_is_set_by_half_ends_the_start(started: Callable[..., str]) -> None:
-    with pytest.raises(AssertionError, match="ALERT_SMTP_HOST: set it in"):
+    with pytest.raises(AssertionError, match=r"so set ALERT_SMTP_HOST in \.env too"):
         started("true", env=EMAIL | {"ALERT_SMTP_HOST": ""})
 
 
@@ -328,6 +329,30 @@ def test_values_are_taken_as_they_stand(started: Callable[..., str], tmp_path: P
     config = receivers(tmp_path)["page"]["email_configs"][0]
     assert config["to"] == "o'brien@example.com"
     assert config["auth_username"] == config["auth_password"] == odd
+
+
+def test_receivers_of_ones_own_are_taken_literally(tmp_path: Path) -> None:
+    """Alertmanager's templates have `$` variables, too."""
+    shutil.copytree(PROMETHEUS, tmp_path / "prometheus")
+    odd = r"""{{ $n := len .Alerts }}{{ $n }} $HOME $(id) `id` ${NOT_OURS} \1 & 'quoted'"""
+    template = tmp_path / "prometheus" / "receivers" / "webhook.yml.template"
+    template.write_text(f"{template.read_text()}    # {odd}\n")
+    (tmp_path / "alert_webhook_url").write_text(r"http://example.com/${ALERT_EMAIL_TO}/&\1$HOME")
+    places = {"ALERT_SECRETS_DIR": str(tmp_path), "ALERT_EMAIL_TO": ""}
+    places["ALERTMANAGER_RUNTIME_CONFIG"] = str(tmp_path / "alertmanager.yml")
+    run("sh", tmp_path / "prometheus" / "alertmanager.sh", "true", env=places)
+    assert f"    # {odd}\n" in (tmp_path / "alertmanager.yml").read_text()
+    url = receivers(tmp_path)["page"]["webhook_configs"][0]["url"]
+    assert url == r"http://example.com/${ALERT_EMAIL_TO}/&\1$HOME"
+
+
+def test_receiver_whose_file_is_missing_ends_the_start(
+    started: Callable[..., str], tmp_path: Path
+) -> None:
+    config = tmp_path / "own.yml"
+    config.write_text("# if ALERT_WEBHOOK_URL: receivers/gone.yml.template\n")
+    with pytest.raises(AssertionError, match=r"cannot read .*/receivers/gone\.yml\.template"):
+        started("true", secrets=SECRETS, env={"ALERTMANAGER_CONFIG": str(config)})
 
 
 def test_secrets_as_editors_leave_them(started: Callable[..., str], tmp_path: Path) -> None:
