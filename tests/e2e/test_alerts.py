@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import requests
+import yaml
 
 from local.settings import ROOT
 from tests.alerting import Message, Receivers, traffic
@@ -262,7 +263,12 @@ def test_receiver_that_fails_is_told_to_the_others_without_its_secret(
 
 def test_metrics_that_alerts_and_runbooks_read_exist(fast: Stack) -> None:
     with traffic(fast, "/cache-me"):
-        texts = [path.read_text() for path in (ROOT / "prometheus" / "rules").glob("*.yml")]
+        texts = [
+            rule["expr"]
+            for path in (ROOT / "prometheus" / "rules").glob("*.yml")
+            for group in yaml.safe_load(path.read_text())["groups"]
+            for rule in group["rules"]
+        ]
         texts += re.findall(
             r"```promql\n(.*?)```", (ROOT / "docs" / "runbooks.md").read_text(), re.DOTALL
         )
@@ -273,3 +279,30 @@ def test_metrics_that_alerts_and_runbooks_read_exist(fast: Stack) -> None:
             DEADLINE,
             f"Prometheus to have all of {sorted(names)}",
         )
+
+
+def test_every_rule_can_be_evaluated(fast: Stack) -> None:
+    failures = fast.query("max(prometheus_rule_evaluation_failures_total)")
+    assert [sample["value"] for sample in failures] == [0]
+    assert fast.query('ALERTS{alertname=~"ThresholdMissing|RuleEvaluationFailing"}') == []
+
+
+def test_watchdog_carries_the_addresses_to_prometheus_only(fast: Stack) -> None:
+    (watchdog,) = fast.query('ALERTS{alertname="Watchdog"}')
+    addresses = {name: url for name, url in watchdog["metric"].items() if name.endswith("_url")}
+    assert addresses.pop("grafana_url") == "https://grafana.example.com"
+    assert addresses.pop("runbooks_url") == "https://example.com/runbooks.md"
+    for name, port in (
+        ("prometheus_url", "PROMETHEUS_PORT"),
+        ("alertmanager_url", "ALERTMANAGER_PORT"),
+    ):
+        assert addresses.pop(name).endswith(f":{fast.ports[port]}")
+    assert addresses == {}
+
+    def sent() -> list[dict[str, str]]:
+        query = {"filter": 'alertname="Watchdog"'}
+        alerts = requests.get(f"{fast.alertmanager}/api/v2/alerts", params=query, timeout=10).json()
+        return [alert["labels"] for alert in alerts]
+
+    wait_until(sent, DEADLINE, "Watchdog to reach Alertmanager")
+    assert sent() == [{"alertname": "Watchdog", "severity": "info"}]
