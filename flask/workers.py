@@ -1,23 +1,24 @@
-"""Gunicorn's gthread worker, taking a connection only when it has a thread for it.
+"""gunicorn's gthread worker, accepting a connection only when a thread is free for it.
 
-The stock worker takes `worker_connections` connections, idle or not, whatever its threads are at.
-With many, requests queue unseen behind its busy threads while other workers are free and the
-listen backlog is empty. With few, idle connections that nginx keeps open use them up, and a worker
-with nothing to do takes no more requests. Here idle connections do not count: nginx keeps its
-connections open, and what is too much waits in the backlog, for whichever worker is free first.
+The stock worker accepts up to `worker_connections` connections, idle ones included, however busy
+its threads are. If that number is high, requests queue unseen behind its busy threads while other
+workers are free and the listen backlog is empty. If it is low, idle connections that nginx keeps
+open use it up, and a worker with free threads accepts no more requests. This worker does not count
+idle connections. So nginx can keep its connections open, and further requests wait in the backlog
+for the first worker that is free.
 """
 
 from gunicorn.workers.gthread import ThreadWorker
 
 
 class FreeThreadWorker(ThreadWorker):
-    """A gthread worker whose limit is its threads."""
+    """A gthread worker that accepts as many requests as it has threads."""
 
     @property
     def worker_connections(self) -> int:
-        """How many connections may be open before no more are accepted."""
+        """The number of open connections above which the worker accepts no more."""
         return self.cfg.threads + len(self.keepalived_conns) + len(self.pending_conns)
 
     @worker_connections.setter
     def worker_connections(self, value: int) -> None:
-        """Leave the setting to its other use, the number of idle connections to keep."""
+        """Ignore the setting here; gunicorn also uses it to limit the idle connections."""

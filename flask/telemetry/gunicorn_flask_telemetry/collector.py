@@ -1,4 +1,4 @@
-"""The metrics of one scrape: what the slots, /proc and the listening sockets say right now."""
+"""The metrics of one scrape, read from the slots, /proc and the listening sockets."""
 
 import json
 import os
@@ -10,13 +10,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from gunicorn_flask_telemetry import slots
+from gunicorn_flask_telemetry import REVISION, __version__, slots
 
-# struct tcp_info of linux/tcp.h. Of a listening socket, Linux gives the connections waiting to be
-# accepted as tcpi_unacked, and how many may wait as tcpi_sacked.
+# struct tcp_info of linux/tcp.h. For a listening socket, Linux gives the number of connections that
+# wait to be accepted as tcpi_unacked, and the limit of that number as tcpi_sacked.
 TCP_INFO = struct.Struct("8B6I")
 UNACKED, SACKED = 12, 13
 TRIES, SECONDS_BETWEEN_TRIES = 20, 0.01
@@ -25,20 +30,20 @@ TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 class Process(NamedTuple):
-    """A live process, as /proc/PID/stat has it."""
+    """A live process, as /proc/PID/stat describes it."""
 
     cpu_seconds: float
     resident_bytes: int
 
     @classmethod
     def read(cls, pid: int) -> Self | None:
-        """Return the process, or None where it is dead; a zombie is."""
+        """Return the process, or None if it has ended; a zombie has."""
         try:
             stat = Path(f"/proc/{pid}/stat").read_text()
         except (FileNotFoundError, ProcessLookupError):
             return None
-        # The name stands in brackets and may hold brackets and spaces. See proc_pid_stat(5); the
-        # first field after it, the state, is number 3 there.
+        # The process's name is in brackets, and may contain brackets and spaces. The first field
+        # after it, the state, is number 3 in proc_pid_stat(5).
         fields = stat.rpartition(")")[2].split()
         if fields[0] in "ZX":
             return None
@@ -47,7 +52,7 @@ class Process(NamedTuple):
 
 
 class WorkerCollector:
-    """The gunicorn_* metrics, but for the queue's histogram, which is an ordinary one."""
+    """The gunicorn_* metrics, except the histogram of the queue, which prometheus_client keeps."""
 
     def __init__(self, directory: Path, listeners: Iterable[socket.socket]) -> None:
         """Read the slots in `directory`, and the backlog of `listeners`."""
@@ -57,6 +62,11 @@ class WorkerCollector:
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric."""
+        yield InfoMetricFamily(
+            "gunicorn_flask_telemetry_build",
+            "The version of this package, and the revision that it was built from",
+            {"version": __version__, "revision": REVISION},
+        )
         readings = slots.read_all(self._directory)
         processes = {
             reading.number: process
@@ -66,11 +76,11 @@ class WorkerCollector:
         configured = json.loads((self._directory / "arbiter.json").read_text())
         yield _gauge("gunicorn_workers", "Workers alive", len(processes))
         yield _gauge(
-            "gunicorn_workers_configured", "Workers there should be", configured["workers"]
+            "gunicorn_workers_configured", "Workers that are configured", configured["workers"]
         )
         yield _gauge("gunicorn_worker_threads", "Threads of each worker", configured["threads"])
         for reading in readings:
-            # A request that began while the slot was read makes it seem microseconds less.
+            # If a request starts during the read, the sum can be microseconds too small.
             last = self._busy_seconds.get(reading.number, 0.0)
             self._busy_seconds[reading.number] = max(last, reading.busy_seconds)
         yield from _work(readings, processes, self._busy_seconds)
@@ -86,7 +96,7 @@ class WorkerCollector:
         )
         limit = GaugeMetricFamily(
             "gunicorn_listen_backlog_limit",
-            "Connections that may wait; the kernel drops what comes on top",
+            "Connections that may wait; the kernel drops more",
             labels=["listener"],
         )
         for listener in self._listeners:
@@ -113,14 +123,14 @@ def _work(
     readings: list[slots.Reading], processes: dict[int, Process], busy_seconds: dict[int, float]
 ) -> Iterator[Metric]:
     in_flight = GaugeMetricFamily(
-        "gunicorn_worker_requests_in_flight", "Requests being worked on", labels=["worker"]
+        "gunicorn_worker_requests_in_flight", "Requests in progress", labels=["worker"]
     )
     requests = CounterMetricFamily(
         "gunicorn_worker_requests", "Requests answered", labels=["worker"]
     )
     busy = CounterMetricFamily(
         "gunicorn_worker_busy_seconds",
-        "Time that threads spent on requests, those in flight included",
+        "Time that threads spent on requests, including those in flight",
         labels=["worker"],
     )
     for reading in readings:
@@ -152,7 +162,7 @@ def _resources(readings: list[slots.Reading], processes: dict[int, Process]) -> 
             started.add_metric(labels, reading.start_time)
             cpu.add_metric(labels, reading.cpu_seconds + process.cpu_seconds)
         elif not reading.pid:
-            # Of a worker that is dead but not yet released the time is in neither place.
+            # A worker that is dead but not yet released has its time in neither place: skip it.
             cpu.add_metric(labels, reading.cpu_seconds)
     yield memory
     yield cpu
@@ -167,14 +177,14 @@ def _exits(readings: list[slots.Reading]) -> Metric:
 
 
 class RequestCollector:
-    """What the workers counted with prometheus_client: the flask_* metrics, the queue, your own."""
+    """The metrics that workers keep with prometheus_client: flask_* and the application's own."""
 
     def __init__(self, directory: Path) -> None:
         """Read the multiprocess files in `directory`."""
         self._files = MultiProcessCollector(None, str(directory))
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every metric, and flask_http_request_total, the counts of the histogram."""
+        """Yield every metric, and flask_http_request_total from the counts of the histogram."""
         for metric in self._read():
             yield metric
             if metric.name == "flask_http_request_duration_seconds":
@@ -182,7 +192,7 @@ class RequestCollector:
 
     def _read(self) -> list[Metric]:
         for _ in range(TRIES - 1):
-            # A worker that ended took its gauges' file with it, or a new one's is still empty.
+            # The file of a worker that just ended is gone, or that of a new one is still empty.
             with suppress(FileNotFoundError, struct.error):
                 return list(self._files.collect())
             time.sleep(SECONDS_BETWEEN_TRIES)

@@ -1,8 +1,8 @@
-"""The one line in the application: prometheus-flask-exporter, with its defaults measured cheaper.
+"""The one line that the application needs: prometheus-flask-exporter, with cheaper default metrics.
 
-The library's decorators and the metrics made with them work as documented there. Of its default
-metrics it counts the exceptions; requests and durations, under its names, are measured in
-gunicorn's hooks instead of in three functions that Flask calls for every request.
+The library's decorators, and the metrics made with them, work as the library documents. Of its
+default metrics, this module counts the exceptions. gunicorn's hooks measure requests and durations
+under the library's names, since the library would have Flask call three functions for each request.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,11 +16,13 @@ from prometheus_flask_exporter import PrometheusMetrics
 
 from gunicorn_flask_telemetry.recorder import METHODS, ROUTE_KEY
 
+# The route of a request that no URL rule took: the answer is 404, or 405 if a rule has the path but
+# not the method.
 UNMATCHED = "unmatched"
 
 
 class FlaskMetrics(PrometheusMetrics):
-    """Metrics of a Flask application, grouped by URL rule in the label `route`."""
+    """The metrics of a Flask application, by URL rule (label `route`)."""
 
     def __init__(
         self,
@@ -29,7 +31,7 @@ class FlaskMetrics(PrometheusMetrics):
         excluded_paths: str | list[str] | None = None,
         registry: CollectorRegistry = REGISTRY,
     ) -> None:
-        """Measure `app`, or later what is given to `init_app`.
+        """Measure `app`, or the application that `init_app` gets later.
 
         Args:
             app: the application.
@@ -44,9 +46,9 @@ class FlaskMetrics(PrometheusMetrics):
         app.wsgi_app = _Instrumented(app.wsgi_app, self)
 
     def export_defaults(self, *_args: object, app: Flask, **_options: object) -> None:
-        """Define those of the default metrics that are not the recorder's.
+        """Define the default metrics that gunicorn's hooks do not measure.
 
-        As in the library, a second application with the same registry has none of them.
+        As in the library, a second application with the same registry defines none.
         """
         try:
             self.info(
@@ -65,18 +67,18 @@ class FlaskMetrics(PrometheusMetrics):
         got_request_exception.connect(self._count_exception, app)
 
     def note(self, environ: dict[str, Any]) -> str:
-        """Note for the recorder which route took the request, and return it.
+        """Note the request's route for the recorder, and return it.
 
-        Now, since Flask takes its request out of the environ before it returns.
+        This must happen while Flask handles the request: it then removes it from the environ.
         """
-        flask_request = environ.get("werkzeug.request")  # none where a middleware answered
+        flask_request = environ.get("werkzeug.request")  # None if a middleware answered
         rule = flask_request.url_rule if flask_request else None
         route = _header_value(rule.rule) if rule else UNMATCHED
         environ[ROUTE_KEY] = route if self._is_counted(flask_request, environ) else None
         return route
 
     def _is_counted(self, flask_request: Request | None, environ: dict[str, Any]) -> bool:
-        # Set by the library's decorators.
+        # The library's decorators set these attributes.
         if hasattr(flask_request, "prom_do_not_track") or hasattr(
             flask_request, "prom_exclude_all"
         ):
@@ -93,7 +95,7 @@ class FlaskMetrics(PrometheusMetrics):
 
 
 class _Instrumented:
-    """The WSGI application, sending X-Route also with the errors that Flask answers itself."""
+    """The WSGI application; adds X-Route to each response, also to the errors that Flask makes."""
 
     def __init__(self, wsgi_app: Callable[..., Iterable[bytes]], metrics: FlaskMetrics) -> None:
         self._wsgi_app = wsgi_app
@@ -109,8 +111,8 @@ class _Instrumented:
             status: str, headers: Iterable[tuple[str, str]], exc_info: object = None
         ) -> object:
             route = note(environ)
-            # A list of our own: the application's may be a constant. And one header, not a second
-            # one beside that of an application mounted in this one.
+            # A new list, since the application's may be a constant; and one X-Route, even if
+            # another application with telemetry is mounted in this one.
             headers = [header for header in headers if header[0] != "X-Route"]
             headers.append(("X-Route", route))
             return start_response(status, headers, exc_info)

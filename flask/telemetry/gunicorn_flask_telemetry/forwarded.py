@@ -1,20 +1,20 @@
-"""Takes the word for what only a proxy can know from peers in `forwarded_allow_ips` alone."""
+"""Drops proxy headers from peers outside `forwarded_allow_ips`."""
 
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
 
 from gunicorn.http.message import Request
 
-# By how their names begin; a header's name is in upper case here.
+# The beginnings of their names; gunicorn has put header names into upper case.
 HEADERS = ("X-REAL-IP", "X-FORWARDED-", "X-REQUEST-ID", "X-REQUEST-START")
 
 
 def drop_untrusted(request: Request, allowed: tuple[str, ...]) -> None:
-    """Take the proxy's headers off a request whose peer is not in `allowed`.
+    """Remove the proxy's headers from a request whose peer is not in `allowed`.
 
     Args:
-        request: as gunicorn's pre_request hook gets it, before the application's environ is made.
-        allowed: addresses and networks, or "*" for anyone.
+        request: as in gunicorn's pre_request hook, before the application's environ is made.
+        allowed: addresses and networks, or "*" for every peer.
     """
     peer = request.peer_addr
     if isinstance(peer, tuple) and not _trusted(peer[0], allowed):

@@ -1,7 +1,7 @@
-"""Gunicorn's server hooks: the one import in gunicorn.conf.py.
+"""gunicorn's server hooks: the one import that gunicorn.conf.py needs.
 
-Gunicorn reads the names in __all__ from its configuration. A project with a hook of its own under
-one of these names calls the one here from it.
+gunicorn reads the names in __all__ from its configuration. If a project has a hook of its own under
+one of these names, that hook must call the one here.
 """
 
 import os
@@ -36,8 +36,8 @@ __all__ = [
 
 
 def nworkers_changed(server: Arbiter, new_value: int, old_value: int | None) -> None:
-    """Note how many workers there should be."""
-    # The first call comes before any other hook, and before a preloaded application.
+    """Note how many workers are configured."""
+    # gunicorn calls this hook first of all, before it loads a preloaded application.
     if old_value is None:
         server.telemetry = State(server.cfg)
     server.telemetry.configure(new_value, server.cfg)
@@ -49,42 +49,45 @@ def on_starting(server: Arbiter) -> None:
 
 
 def when_ready(server: Arbiter) -> None:
-    """Serve metrics, now that the application's sockets are there to be looked at."""
+    """Start the metrics server, which needs the application's listening sockets."""
     server.telemetry.launcher.start(server)
 
 
 def on_reload(server: Arbiter) -> None:
-    """Look at the new sockets, where the address changed."""
+    """Follow the listening sockets if their address has changed."""
     server.telemetry.launcher.reload(server)
 
 
 def pre_exec(server: Arbiter) -> None:
-    """Leave the metrics to the arbiter of an upgrade (USR2)."""
-    server.telemetry.hand_over(server.cfg.env_orig)
+    """Refuse an upgrade by USR2; called in the process that would become the second arbiter."""
+    server.log.error(
+        "USR2 refused: two arbiters cannot serve metrics on one port. To load new code, send HUP "
+        "or restart gunicorn"
+    )
+    os._exit(1)
 
 
 def on_exit(server: Arbiter) -> None:
     """End the metrics server."""
-    server.telemetry.end(upgraded=bool(server.reexec_pid))
+    server.telemetry.launcher.stop()
 
 
 def pre_fork(server: Arbiter, worker: Worker) -> None:
     """Give the worker its slot."""
-    worker.slot = server.telemetry.claim_slot()
+    worker.slot = server.telemetry.claim_slot(server)
 
 
 def post_fork(server: Arbiter, worker: Worker) -> None:
-    """Take the slot, in the worker, and let go of what belongs to the arbiter and its siblings."""
+    """Take the slot, in the worker, and close what belongs to the arbiter and to other workers."""
     for sibling in server.WORKERS.values():
         sibling.slot.close()
     server.telemetry.forget()
     worker.slot.occupy()
-    worker.counts = server.telemetry.directory
 
 
 def post_worker_init(worker: Worker) -> None:
-    """Make ready to measure, now that the worker is the user it is to be."""
-    worker.recorder = Recorder(worker, worker.slot, worker.counts)
+    """Prepare to measure, now that the worker runs as its own user."""
+    worker.recorder = Recorder(worker, worker.slot)
 
 
 def pre_request(worker: Worker, req: Request) -> None:
@@ -103,7 +106,7 @@ def worker_exit(server: Arbiter, worker: Worker) -> None:
     """Note that a worker ends by itself."""
     if worker.pid == os.getpid():
         worker.slot.leave()
-    else:  # the arbiter missed its end, and will not call child_exit
+    else:  # called in the arbiter, which missed the worker's end and will not call child_exit
         child_exit(server, worker)
 
 

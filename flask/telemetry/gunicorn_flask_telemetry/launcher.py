@@ -1,4 +1,4 @@
-"""Keeps the metrics server running for as long as the arbiter does."""
+"""Keeps the metrics server running for as long as the arbiter runs."""
 
 import contextlib
 import errno
@@ -14,9 +14,8 @@ from types import FrameType
 
 from gunicorn.arbiter import Arbiter
 
-FD_VARIABLE = "GUNICORN_METRICS_FD"
-BIND_SECONDS = 5  # as long as gunicorn tries for its own address
-# A server that ended sooner than this after its start is started with a pause.
+BIND_SECONDS = 5  # gunicorn tries for its own address as long
+# A server that ends sooner than this after its start is restarted with a pause.
 SETTLED_SECONDS = 10
 PAUSE_SECONDS = 1
 HIGHEST_PORT = 65535
@@ -26,16 +25,15 @@ class Launcher:
     """The arbiter's handle on the metrics server."""
 
     def __init__(self, directory: Path, bind: str, ended: Callable[[], object]) -> None:
-        """Listen at `bind`, HOST:PORT, or take over the socket of the arbiter that this replaces.
+        """Listen at `bind`, HOST:PORT.
 
-        Listening here lets a restarted server find its socket still there, and a taken port stop
-        gunicorn's start. `ended` is called whenever a server has ended.
+        The arbiter listens, so that a restarted server finds its socket still open, and a port that
+        is in use stops gunicorn's start. `ended` is called whenever a server has ended.
 
         Raises:
-            RuntimeError: there is no listening at that address. Gunicorn exits with its message.
+            RuntimeError: the address is not valid or in use. gunicorn exits with the message.
         """
-        inherited = os.environ.pop(FD_VARIABLE, None)
-        self._socket = socket.socket(fileno=int(inherited)) if inherited else _listen(bind)
+        self._socket = _listen(bind)
         self._socket.set_inheritable(True)
         self._directory = directory
         self._on_end = ended
@@ -43,18 +41,18 @@ class Launcher:
         self._pid = 0
         self._spawning = False
         self._started = 0.0
-        # Never written to: its closing tells the server that the arbiter is gone.
+        # Nothing is written to this pipe. When it closes, the server knows that the arbiter ended.
         self._alive_read, self._alive_write = os.pipe()
 
     def start(self, server: Arbiter) -> None:
-        """Start the metrics server, and start it again whenever it dies."""
+        """Start the metrics server, and restart it whenever it ends."""
         self._listeners = server.LISTENERS
         self._spawn()
         arbiter_pid, gunicorns_handler = os.getpid(), signal.getsignal(signal.SIGCHLD)
 
         def child_ended(number: int, frame: FrameType | None) -> None:
             gunicorns_handler(number, frame)
-            # It may interrupt _spawn, which does not know the pid yet.
+            # The signal may interrupt _spawn before it knows the pid.
             if os.getpid() == arbiter_pid and not self._spawning and self._ended():
                 self._on_end()
                 self._spawn()
@@ -62,7 +60,7 @@ class Launcher:
         signal.signal(signal.SIGCHLD, child_ended)
 
     def reload(self, server: Arbiter) -> None:
-        """Restart the metrics server where gunicorn listens on other sockets now."""
+        """Restart the metrics server if gunicorn listens on other sockets after its reload."""
         if server.LISTENERS is not self._listeners:
             self._listeners = server.LISTENERS
             self._terminate()
@@ -76,14 +74,10 @@ class Launcher:
                 os.waitpid(self._pid, 0)
 
     def forget(self) -> None:
-        """Close, in a worker, what only the arbiter should hold."""
+        """Close, in a worker, the files that only the arbiter should hold."""
         os.close(self._alive_write)
         os.close(self._alive_read)
         self._socket.close()
-
-    def hand_over(self, environ: dict[str, str]) -> None:
-        """Leave the socket to the arbiter about to be started in `environ`."""
-        environ[FD_VARIABLE] = str(self._socket.fileno())
 
     def _terminate(self) -> None:
         if self._pid:
@@ -95,7 +89,7 @@ class Launcher:
             return True
         try:
             return os.waitpid(self._pid, os.WNOHANG)[0] == self._pid
-        except ChildProcessError:  # gunicorn, which waits for any child, was quicker
+        except ChildProcessError:  # gunicorn waits for any child, and was first
             return True
 
     def _spawn(self) -> None:
@@ -111,14 +105,14 @@ class Launcher:
         ]
         self._pid = 0
         self._spawning = True
-        # Gunicorn must not end because this could not start: the next child to end tries again.
+        # A failure must not end gunicorn: the next child that ends makes it try again.
         with contextlib.suppress(OSError):
             self._pid = os.posix_spawn(
                 sys.executable,
                 command,
                 os.environ,
                 file_actions=[(os.POSIX_SPAWN_DUP2, self._alive_read, 0)],
-                # A Ctrl-C in the terminal is for gunicorn, which ends the server in its turn.
+                # A Ctrl-C in the terminal must reach only gunicorn, which then ends the server.
                 setsid=True,
             )
         self._spawning = False

@@ -1,4 +1,4 @@
-"""Logs as JSON, an object a line, on stderr: gunicorn's, the application's, and the requests."""
+"""JSON logs on stderr, one object a line: gunicorn's, the application's, and the requests."""
 
 import atexit
 import contextlib
@@ -18,9 +18,9 @@ from gunicorn.config import Config
 from gunicorn.glogging import Logger
 
 STDERR = 2
-# No line waits longer. So much a worker that is killed leaves unwritten.
+# No line waits longer than this. A killed worker loses up to this much of its log.
 FLUSH_SECONDS = 0.1
-# With more of them unwritten, nobody reads stderr: then requests wait, as they would for any log.
+# If more lines than this wait, stderr is blocked. Requests then write to it, and wait for it too.
 MOST_LINES = 10_000
 
 
@@ -36,7 +36,7 @@ def _second(seconds: int) -> str:
 
 
 class JsonFormatter(logging.Formatter):
-    """A log record as a JSON object; within a request, with its id."""
+    """Formats a log record as a JSON object, with the request's id if there is a request."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return one line."""
@@ -55,7 +55,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def _request_id() -> str | None:
-    # Not imported: the arbiter has no use for Flask, and a reload should find it as it is by then.
+    # Not imported here: the arbiter needs no Flask, and a reload should load the current version.
     flask = sys.modules.get("flask")
     if flask is None or not flask.has_request_context():
         return None
@@ -63,7 +63,7 @@ def _request_id() -> str | None:
 
 
 class JsonLogger(Logger):
-    """Gunicorn's logger and the root logger, with JSON lines."""
+    """Makes gunicorn's logger and the root logger write JSON lines."""
 
     def setup(self, cfg: Config) -> None:
         """Set up the loggers, at the start and again at each reload."""
@@ -76,9 +76,8 @@ class JsonLogger(Logger):
         logging.captureWarnings(capture=True)
 
 
-# What the log says of a request: when it was started on, its id, method, path, route and status,
-# how long it took, and the worker's slot. Times in seconds. A bare tuple, since making one costs a
-# tenth of making a named one.
+# A request in the log: start (Unix time), id, method, path, route, status, duration in seconds, and
+# the worker's slot. A plain tuple, since a named one costs ten times as much to make.
 RequestFields = tuple[float, str | None, str, str, str, int, float, int]
 
 
@@ -92,7 +91,7 @@ def request_line(  # noqa: PLR0913, PLR0917
     duration: float,
     worker: int,
 ) -> str:
-    """Return the JSON line of a request. What is not quoted here is known to need no escapes."""
+    """Return the JSON line of a request. Values that are not quoted here never need escapes."""
     return (
         f'{{"time":"{timestamp(started)}","level":"info","logger":"request","message":"request",'
         f'"request_id":{quote(str(request_id)) if request_id else "null"},"method":{quote(method)},'
@@ -102,14 +101,14 @@ def request_line(  # noqa: PLR0913, PLR0917
 
 
 class RequestLog:
-    """One line a request, made and written a moment later by a thread that does nothing else.
+    """Logs one line a request. A thread of its own formats and writes the lines, in batches.
 
-    Not by way of `logging`, and not at once: making a line between two requests costs three times
-    what it does among its like, and a write gives the interpreter lock away in mid-request.
+    Formatting a single line between two requests costs three times as much as in a batch, and a
+    write in the middle of a request would release the interpreter lock.
     """
 
     def __init__(self, file: int = STDERR) -> None:
-        """Start the log of this process, which is not to fork any more."""
+        """Start the log of this process, which must not fork afterwards."""
         self._file = file
         self._lines: SimpleQueue[RequestFields] = SimpleQueue()
         self._pending = threading.Event()
@@ -125,7 +124,7 @@ class RequestLog:
             self.flush()
 
     def flush(self) -> None:
-        """Write what there is: whole lines, in pieces that other processes cannot cut into."""
+        """Write all waiting lines, in pieces of whole lines that the kernel writes atomically."""
         piece: list[str] = []
         octets = 0
         for request in self._take():
@@ -151,6 +150,6 @@ class RequestLog:
         while self._pending.wait():
             time.sleep(FLUSH_SECONDS)
             self._pending.clear()
-            # Where these lines can't be written, the next ones may.
+            # A failed write loses these lines only; the next write may succeed.
             with contextlib.suppress(Exception):
                 self.flush()

@@ -1,7 +1,7 @@
 """Measures the requests of one worker process, from gunicorn's pre_request and post_request hooks.
 
-These two enclose everything a thread does for a request, are called for every worker class, and
-cost less than functions that Flask calls.
+These two hooks enclose everything that a thread does for a request, run for every worker class,
+and cost less than functions that Flask calls.
 """
 
 import errno
@@ -11,29 +11,30 @@ import threading
 import time
 from collections.abc import Mapping
 from http import HTTPMethod
-from pathlib import Path
 from typing import Any
 
 from gunicorn.http.message import Request
 from gunicorn.http.wsgi import Response
 from gunicorn.workers.base import Worker
+from prometheus_client import Histogram
 
 from gunicorn_flask_telemetry.forwarded import drop_untrusted
-from gunicorn_flask_telemetry.histogram import Histogram, HistogramFile
 from gunicorn_flask_telemetry.logs import RequestLog
 from gunicorn_flask_telemetry.slots import REQUESTS, Slot
 
-# Where a Flask application leaves the route in the WSGI environ; None: not to be counted.
+# The key under which FlaskMetrics leaves the route in the WSGI environ; None: do not count it.
 ROUTE_KEY = "gunicorn_flask_telemetry.route"
 METHODS = frozenset(method.value for method in HTTPMethod)
-# A request that waited longer was given up by any proxy: its start is not to be believed.
+# In seconds, as for all latencies of this project; nginx logs milliseconds.
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+# Any proxy would have given up a request that waited longer, so its start time must be wrong.
 LONGEST_QUEUE_SECONDS = 600
-# Of the OSError that a client causes by leaving.
+# The errors that a client causes by closing its connection.
 CLIENT_LEFT = {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN}
 
 
 class _Thread(threading.local):
-    """What the calling thread is at."""
+    """The state of the calling thread."""
 
     offset = 0  # of its floats in the slot; 0 until its first request
     started = 0.0  # monotonic
@@ -41,22 +42,31 @@ class _Thread(threading.local):
 
 
 class Recorder:
-    """Counts the requests of one worker into its slot, its histograms and its log."""
+    """Counts the requests of one worker in its slot and its histograms, and logs them."""
 
-    def __init__(self, worker: Worker, slot: Slot, directory: Path) -> None:
-        """Make the recorder of `worker`, in its own process."""
+    def __init__(self, worker: Worker, slot: Slot) -> None:
+        """Make the recorder of `worker`; called in the worker's own process."""
         self._slot = slot
         self._values = slot.values
         self._thread = _Thread()
         allowed = worker.cfg.forwarded_allow_ips
         self._allowed = None if "*" in allowed else tuple(allowed)
         self._log = RequestLog() if worker.log.error_log.isEnabledFor(logging.INFO) else None
-        self._file = HistogramFile(directory / f"histogram_requests_{slot.number}.db")
-        self._durations: dict[tuple[str, str, int], Histogram] = {}
-        self._queue_durations = self._file.histogram(
+        # Named and described as by prometheus-flask-exporter. In no registry: the metrics server
+        # reads the files.
+        self._durations = Histogram(
+            "flask_http_request_duration_seconds",
+            "Flask HTTP request duration in seconds",
+            ("method", "route", "status"),
+            buckets=BUCKETS,
+            registry=None,
+        )
+        self._duration_by_labels: dict[tuple[str, str, int], Histogram] = {}
+        self._queue_durations = Histogram(
             "gunicorn_request_queue_duration_seconds",
             "From the proxy passing a request on (X-Request-Start) to a worker starting on it",
-            {},
+            buckets=BUCKETS,
+            registry=None,
         )
 
     def begin(self, request: Request) -> None:
@@ -69,19 +79,19 @@ class Recorder:
             offset = thread.offset = self._slot.next_thread()
         thread.started_at = time.time()
         thread.started = started = time.monotonic()
-        # Below zero while a request runs: one float, written whole, says how long and whether.
+        # Negative while a request runs: this one float says whether it runs, and since when.
         self._values[offset] -= started
 
     def end(self, request: Request, environ: Mapping[str, Any], response: Response | None) -> None:
-        """Note that the calling thread is done with the request, and count it."""
+        """Note that the calling thread has finished the request, and count it."""
         thread = self._thread
         offset = thread.offset
         if not offset or self._values[offset] >= 0:
-            return  # never begun: another pre_request hook refused it
+            return  # begin() was never called: another pre_request hook refused the request
         try:
             self._count(request, environ, response, time.monotonic() - thread.started)
         finally:
-            # Last, so that where no request is in flight each one is counted.
+            # Last: when no request is in flight, every request has been counted.
             self._values[offset] += time.monotonic()
 
     def _count(
@@ -111,18 +121,13 @@ class Recorder:
         if method not in METHODS:
             method = "OTHER"
         key = (method, route, status)
-        histogram = self._durations.get(key)
+        histogram = self._duration_by_labels.get(key)  # Histogram.labels() takes a lock
         if histogram is None:
-            # Named and described as by prometheus-flask-exporter.
-            histogram = self._durations[key] = self._file.histogram(
-                "flask_http_request_duration_seconds",
-                "Flask HTTP request duration in seconds",
-                {"method": method, "route": route, "status": str(status)},
-            )
+            histogram = self._duration_by_labels[key] = self._durations.labels(*key)
         histogram.observe(seconds)
 
     def _observe_queue(self, proxied: str, started_at: float) -> None:
-        """Count the time since nginx's $msec, unless it is no time, in the future, or absurd."""
+        """Count the time since nginx's $msec, unless that is no number or cannot be right."""
         try:
             seconds = started_at - float(proxied)
         except ValueError:
@@ -132,7 +137,7 @@ class Recorder:
 
 
 def _status(response: Response | None) -> int:
-    """Return the status that the client was sent, or would have been, had it stayed."""
+    """Return the status that the client was sent, or would have been sent had it stayed."""
     if response is None or response.status is None:
         return 500
     if not response.headers_sent and getattr(sys.exception(), "errno", None) not in CLIENT_LEFT:

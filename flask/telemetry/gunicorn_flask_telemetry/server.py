@@ -1,7 +1,7 @@
 """Serves /metrics in a process of its own, so that a scrape is answered when every worker is busy.
 
-Not in the workers, which are the ones that get stuck, and not in a thread of the arbiter, since
-each fork of a worker would copy whatever locks that thread held at the moment.
+The workers are what gets stuck. A thread in the arbiter would not do either: each fork of a worker
+would copy the locks that this thread holds at that moment.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from gunicorn_flask_telemetry.collector import RequestCollector, WorkerCollector
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """A thread for each scrape, on a socket that is already listening."""
+    """Serves each scrape in a thread, on a socket that is already listening."""
 
     daemon_threads = True
 
@@ -34,16 +34,16 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 class _SilentHandler(WSGIRequestHandler):
     def log_message(self, *_args: object) -> None:
-        """Log no scrape."""
+        """Do not log scrapes."""
 
 
 def main() -> None:
-    """Serve until standard input, whose other end the arbiter holds, is closed."""
+    """Serve until standard input closes; the arbiter holds its other end."""
     arguments = _arguments()
     threading.Thread(target=_exit_with_arbiter, daemon=True).start()
     time.sleep(arguments.delay)
     registry = CollectorRegistry()
-    # Read in the reverse order of the workers' writing: a request in a count is in its histogram.
+    # In the reverse order of the workers' writes: every counted request is in its histogram.
     registry.register(WorkerCollector(arguments.directory, map(_socket, arguments.listener_fds)))
     registry.register(RequestCollector(arguments.directory))
     server = _Server(_socket(arguments.metrics_fd))
