@@ -151,7 +151,7 @@ def _server(port: int, application: str, settings: str) -> Iterator[tuple[int, i
         counts.mkdir()
         environ = {
             **os.environ,
-            "PYTHONPATH": str(FLASK),
+            "PYTHONPATH": str(FLASK / "telemetry"),
             "PROMETHEUS_MULTIPROC_DIR": str(counts),
             "METRICS_PORT": str(port + 1),
             "GUNICORN_METRICS_BIND": f"127.0.0.1:{port + 1}",

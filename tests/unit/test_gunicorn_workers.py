@@ -1,4 +1,4 @@
-"""What a real gunicorn tells of its workers: when they are stuck, when they die, when replaced."""
+"""The metrics of a real gunicorn whose workers are stuck, die, or are replaced."""
 
 import contextlib
 import os
@@ -29,14 +29,22 @@ CPU = "gunicorn_worker_cpu_seconds_total"
 
 NOBODY = 65534
 
+# One gunicorn of each kind for all tests: pytest-xdist must run those of a kind in one process.
 EVERY_KIND = [
-    {"GUNICORN_WORKER_CLASS": worker_class, "GUNICORN_PRELOAD_APP": preload}
+    pytest.param(
+        {"GUNICORN_WORKER_CLASS": worker_class, "GUNICORN_PRELOAD_APP": preload},
+        id=f"{worker_class}-{preload}",
+        marks=pytest.mark.xdist_group(f"gunicorn-{worker_class}-{preload}"),
+    )
     for worker_class in ("gthread", "sync")
     for preload in ("false", "true")
 ]
 
 
-@pytest.fixture(scope="module", params=EVERY_KIND, ids=lambda kind: "-".join(kind.values()))
+of_every_kind = pytest.mark.parametrize("every_kind", EVERY_KIND, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def every_kind(request: pytest.FixtureRequest) -> Iterator[Gunicorn]:
     with gunicorn(GUNICORN_WORKERS="2", GUNICORN_THREADS="2", **request.param) as running:
         yield running
@@ -72,7 +80,7 @@ def replaced(running: Gunicorn, old: dict[str, int]) -> bool:
 
 
 def waiting_to_be_accepted(running: Gunicorn) -> int:
-    """Return the backlog as the kernel's own table of sockets has it."""
+    """Return the backlog from the kernel's table of sockets."""
     address = f"0100007F:{int(running.url.rpartition(':')[2]):04X}"
     for line in Path("/proc/net/tcp").read_text().splitlines():
         _, local, _, state, queues, *_ = line.split()
@@ -81,7 +89,8 @@ def waiting_to_be_accepted(running: Gunicorn) -> int:
     raise LookupError(address)
 
 
-def test_saturated_workers_show_as_such(every_kind: Gunicorn) -> None:
+@of_every_kind
+def test_saturated_workers_have_every_thread_in_flight_and_a_backlog(every_kind: Gunicorn) -> None:
     running, idle = every_kind, idle_metrics(every_kind)
     places = int(idle["gunicorn_workers"] * idle["gunicorn_worker_threads"])
     backlog = f'gunicorn_listen_backlog{{listener="{running.url.removeprefix("http://")}"}}'
@@ -102,18 +111,19 @@ def test_saturated_workers_show_as_such(every_kind: Gunicorn) -> None:
             busy.append(total(later, BUSY) / places)
         assert waiting == later[backlog] == waiting_to_be_accepted(running)
         assert total(later, IN_FLIGHT) == places
-        # From after the first scrape to before the last one, and the other way round.
+        # The least and the most time that can lie between the first scrape and the last.
         assert times[-2] - times[1] <= busy[-1] - busy[0] <= times[-1] - times[0]
 
     over = wait_for_metrics(
         running, lambda metrics: total(metrics, REQUESTS) == total(idle, REQUESTS) + places + 7, ""
     )
-    assert total(over, IN_FLIGHT) == over[backlog] == 0
+    assert over[backlog] == 0
+    idle_metrics(running)
 
 
-def test_idle_connections_take_no_threads_place() -> None:
+def test_idle_connections_do_not_use_up_threads() -> None:
     with gunicorn(GUNICORN_WORKERS="1", GUNICORN_THREADS="4") as running, ExitStack() as sessions:
-        # Answered all at once, so that all of them are kept open.
+        # All of them are answered at the same time, so that gunicorn keeps all of them open.
         idle = [sessions.enter_context(requests.Session()) for _ in range(4)]
         with running.held_requests(4, [session.get for session in idle]):
             wait_for_metrics(running, lambda m: total(m, IN_FLIGHT) == 4, "4 in flight")
@@ -121,6 +131,7 @@ def test_idle_connections_take_no_threads_place() -> None:
             wait_for_metrics(running, lambda m: total(m, IN_FLIGHT) == 4, "4 others in flight")
 
 
+@of_every_kind
 def test_memory_and_cpu_are_those_of_proc(every_kind: Gunicorn) -> None:
     for _ in range(50):
         every_kind.get()
@@ -139,6 +150,7 @@ def test_memory_and_cpu_are_those_of_proc(every_kind: Gunicorn) -> None:
         assert time.time() - 120 < started < time.time()
 
 
+@of_every_kind
 def test_metrics_of_requests_are_those_of_the_workers(every_kind: Gunicorn) -> None:
     before = idle_metrics(every_kind)
     for path in ["/"] * 5 + ["/nothing-here", "/?status=503", "/flask-health-check"]:
@@ -180,7 +192,7 @@ def test_stuck_sync_worker_counts_as_timeout() -> None:
         metrics = wait_for_metrics(running, lambda m: exits(m)["timeout"] == 1, "the timeout")
         assert exits(metrics) == {"exit": 0, "timeout": 1, "signal": 0}
         status_500 = 'flask_http_request_total{method="GET",route="unmatched",status="500"}'
-        assert metrics[status_500] == 1  # the worker's last deed
+        assert metrics[status_500] == 1  # the worker counts it before it ends
 
 
 def test_stopped_gthread_worker_counts_as_timeout() -> None:
@@ -219,11 +231,13 @@ def _at_least(running: Gunicorn, count: int) -> dict[str, int]:
 
 
 def test_recycled_workers_go_on_counting_in_their_slots() -> None:
-    with gunicorn(GUNICORN_WORKERS="1", GUNICORN_MAX_REQUESTS="4") as running:
+    # Without keep-alive, a worker does not wait for idle connections before it ends.
+    settings = {"GUNICORN_MAX_REQUESTS": "4", "GUNICORN_KEEPALIVE": "0"}
+    with gunicorn(GUNICORN_WORKERS="1", **settings) as running:
         already = total(idle_metrics(running), REQUESTS)
         files = {file.name for file in running.counts.iterdir()}
         answered = 0
-        while exits(running.metrics())["exit"] < 3:
+        while exits(running.metrics())["exit"] < 2:
             answered += running.get().ok
         metrics = wait_for_metrics(
             running, lambda m: total(m, REQUESTS) == already + answered, "every request counted"
@@ -250,9 +264,9 @@ def test_gauges_of_a_dead_worker_disappear(running: Gunicorn) -> None:
     assert slots(metrics, IN_FLIGHT) == {"1", "2"}
 
 
-def test_64_workers_have_a_slot_each() -> None:
-    with gunicorn(GUNICORN_WORKERS="64", GUNICORN_PRELOAD_APP="true") as running:
-        assert slots(running.metrics(), IN_FLIGHT) == {str(slot) for slot in range(1, 65)}
+def test_each_of_many_workers_has_its_own_slot() -> None:
+    with gunicorn(GUNICORN_WORKERS="8") as running:
+        assert slots(running.metrics(), IN_FLIGHT) == {str(slot) for slot in range(1, 9)}
         with running.held_requests(16):
             wait_for_metrics(running, lambda m: total(m, IN_FLIGHT) == 16, "16 in flight")
 
@@ -267,7 +281,7 @@ def test_killed_metrics_server_is_replaced(running: Gunicorn) -> None:
 def replace_metrics_server(running: Gunicorn, old: int) -> int:
     os.kill(old, signal.SIGKILL)
     return wait_until(
-        lambda: running.metrics_server() != old and running.metrics_server(), 10, "a new server"
+        lambda: running.metrics_server() != old and running.metrics_server(), 30, "a new server"
     )
 
 
@@ -301,7 +315,7 @@ def _is_alive(pid: int) -> bool:
         return False
 
 
-def test_gunicorn_and_metrics_outlive_a_removal_of_their_directory(running: Gunicorn) -> None:
+def test_gunicorn_and_its_metrics_survive_the_removal_of_their_directory(running: Gunicorn) -> None:
     old = running.workers()
     shutil.rmtree(running.counts)
     running.signal(signal.SIGHUP)
@@ -317,17 +331,18 @@ def test_gunicorn_and_metrics_outlive_a_removal_of_their_directory(running: Guni
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give workers another user")
 def test_workers_of_another_user_are_measured(tmp_path: Path) -> None:
     ours = tmp_path / "gunicorn.conf.py"
-    # Root's Python and modules may be closed to others: all is imported before, by root.
+    # Other users may not be able to read root's Python: root imports everything beforehand.
     user = f"user = group = {NOBODY}"
-    ours.write_text(f"{CONFIG.read_text()}\nimport encodings.idna\npreload_app = True\n{user}\n")
-    settings = {"GUNICORN_WORKERS": "1", "PROMETHEUS_MULTIPROC_DIR": ""}  # gunicorn makes one
+    ours.write_text(f"{CONFIG.read_text()}\nimport encodings.idna\n{user}\n")
+    settings = {"GUNICORN_WORKERS": "1", "PROMETHEUS_MULTIPROC_DIR": ""}  # the default directory
     with gunicorn(ours, **settings) as running:
         already = total(idle_metrics(running), REQUESTS)
         running.get()
         wait_for_metrics(running, lambda m: total(m, REQUESTS) == already + 1, "the request")
+        running.stop()  # removes that directory
 
 
-def test_request_that_another_hook_refuses_takes_no_time(tmp_path: Path) -> None:
+def test_request_that_another_hook_refuses_is_not_counted_as_busy_time(tmp_path: Path) -> None:
     ours = tmp_path / "gunicorn.conf.py"
     ours.write_text(
         f"""{CONFIG.read_text()}
@@ -351,32 +366,18 @@ def pre_request(worker, req):
         assert after["gunicorn_workers"] == 1
 
 
-def test_upgraded_arbiter_goes_on_counting(running: Gunicorn, tmp_path: Path) -> None:
+def test_upgrade_by_usr2_is_refused_and_gunicorn_continues(running: Gunicorn) -> None:
     running.get()
-    old, before = running.workers(), running.metrics()
+    workers, before = running.workers(), idle_metrics(running)
     running.signal(signal.SIGUSR2)
-    new_arbiter = wait_until(lambda: _upgraded(running), 15, "the new arbiter's workers")
-    both = wait_for_metrics(running, lambda m: m["gunicorn_workers"] == 4, "both arbiters' workers")
-    assert slots(both, IN_FLIGHT) == {"1", "2", "3", "4"}
-
-    running.signal(signal.SIGTERM)
-    assert running.process.wait(20) == 0
-    try:
-        running.get()
-        after = wait_for_metrics(running, lambda m: m["gunicorn_workers"] == 2, "the new ones only")
-        assert slots(after, IN_FLIGHT) == {"3", "4"}
-        assert exits(after)["exit"] == len(old)
-        assert_counters_went_on(before, after)
-        assert_counters_went_on(both, after)
-        # The counts are the new arbiter's now, and nobody else's.
-        other = Gunicorn(tmp_path, {"PROMETHEUS_MULTIPROC_DIR": str(running.counts)})
-        assert other.process.wait(20) != 0
-        assert "another gunicorn counts there" in other.log_file.read_text()
-        assert_counters_went_on(after, running.metrics())
-    finally:
-        os.kill(new_arbiter, signal.SIGTERM)
-        wait_until(lambda: not _is_alive(new_arbiter), 20, "the new arbiter has ended")
-
-
-def _upgraded(running: Gunicorn) -> int:
-    return next((child for child in running.children() if len(running.workers(child)) == 2), 0)
+    wait_until(
+        lambda: "USR2 refused" in running.log_file.read_text(),
+        20,
+        "the refusal",
+    )
+    running.get()
+    name = "flask_http_request_total"
+    after = wait_for_metrics(running, lambda m: total(m, name) > total(before, name), "the count")
+    assert running.workers() == workers
+    assert_counters_went_on(before, after)
+    assert running.process.poll() is None

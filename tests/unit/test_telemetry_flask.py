@@ -16,8 +16,8 @@ from gunicorn_flask_telemetry.recorder import ROUTE_KEY
 def app() -> Flask:
     app = Flask("example", static_folder=None)
     app.add_url_rule("/users/<int:number>", view_func=lambda number: f"{number}")
-    app.add_url_rule("/gr\N{LATIN SMALL LETTER U WITH DIAERESIS}n", route="green", view_func=str)
-    app.add_url_rule("/broken", route="broken", view_func=lambda: 1 / 0)
+    app.add_url_rule("/gr\N{LATIN SMALL LETTER U WITH DIAERESIS}n", endpoint="green", view_func=str)
+    app.add_url_rule("/broken", endpoint="broken", view_func=lambda: 1 / 0)
     return app
 
 
@@ -95,7 +95,7 @@ def test_application_in_another_sends_one_route(app: Flask) -> None:
 def test_librarys_decorators_say_what_is_not_counted(app: Flask, decorator: str) -> None:
     metrics = FlaskMetrics(app, registry=CollectorRegistry())
     app.add_url_rule(
-        "/check", route="check", view_func=getattr(metrics, decorator)()(lambda: "success")
+        "/check", endpoint="check", view_func=getattr(metrics, decorator)()(lambda: "success")
     )
     assert noted(app, "/check") == ("/check", None)
 
@@ -104,7 +104,7 @@ def test_librarys_own_metrics_count(app: Flask) -> None:
     registry = CollectorRegistry()
     metrics = FlaskMetrics(app, registry=registry)
     view = metrics.counter("greetings", "How often it greeted")(lambda: "hello")
-    app.add_url_rule("/greet", route="greet", view_func=view)
+    app.add_url_rule("/greet", endpoint="greet", view_func=view)
     app.test_client().get("/greet")
     assert registry.get_sample_value("greetings_total") == 1
 

@@ -1,13 +1,19 @@
-"""What a request leaves in the metrics and in the log, asked of a real gunicorn."""
+"""What a request leaves in the metrics and in the log of a real gunicorn."""
 
 import json
+import os
+import re
 import time
 from collections.abc import Iterator
 
 import pytest
 
+from gunicorn_flask_telemetry import __version__
 from tests.gunicorns import Gunicorn, gunicorn, idle_metrics, total, wait_for_metrics
 from tests.stacks import wait_until
+
+# One gunicorn for all of them: pytest-xdist must run them in one process.
+pytestmark = pytest.mark.xdist_group("gunicorn-requests")
 
 QUEUE = "gunicorn_request_queue_duration_seconds"
 COUNT = "flask_http_request_duration_seconds_count"
@@ -25,8 +31,14 @@ def trusting_nobody() -> Iterator[Gunicorn]:
         yield running
 
 
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="runs under pytest-xdist only")
+def test_pytest_xdist_runs_these_tests_in_one_process(request: pytest.FixtureRequest) -> None:
+    """pytest 9.2 broke this without a message, so that each process started all stacks."""
+    assert request.node.nodeid.endswith("@gunicorn-requests")
+
+
 def difference(running: Gunicorn, ask: object, requests: int = 1) -> dict[str, float]:
-    """Return how the metrics changed by calling `ask`, once `requests` more were counted."""
+    """Return what changed in the metrics after calling `ask` and counting `requests` more."""
     before = idle_metrics(running)
     ask()
     name = "gunicorn_worker_requests_total"
@@ -73,7 +85,7 @@ def test_duration_is_the_requests(running: Gunicorn) -> None:
     assert 0.3 <= total(changed, "gunicorn_worker_busy_seconds_total") < 3
 
 
-def test_health_check_is_no_traffic(running: Gunicorn) -> None:
+def test_health_check_does_not_count_as_traffic(running: Gunicorn) -> None:
     def check_then_ask() -> None:
         running.get("/flask-health-check")
         running.get("/info", headers={"X-Request-ID": "after-the-check"})
@@ -84,11 +96,16 @@ def test_health_check_is_no_traffic(running: Gunicorn) -> None:
     assert "/flask-health-check" not in running.log_file.read_text()
 
 
-def test_library_describes_itself(running: Gunicorn) -> None:
-    assert any(series.startswith("flask_exporter_info{version=") for series in running.metrics())
+def test_library_and_package_export_their_versions(running: Gunicorn) -> None:
+    metrics = running.metrics()
+    assert any(series.startswith("flask_exporter_info{version=") for series in metrics)
+    (build,) = (s for s in metrics if s.startswith("gunicorn_flask_telemetry_build_info"))
+    assert metrics[build] == 1
+    revision = r'revision="([0-9a-f]{12}|unknown)"'
+    assert re.search(f'{{{revision},version="{re.escape(__version__)}"}}$', build)
 
 
-def test_queue_time_is_counted_from_the_proxys_word(running: Gunicorn) -> None:
+def test_queue_time_counts_from_the_proxys_start_header(running: Gunicorn) -> None:
     started = f"{time.time() - 2:.3f}"
     changed = difference(running, lambda: running.get(headers={"X-Request-Start": started}))
     assert changed[f"{QUEUE}_count"] == 1
@@ -106,7 +123,7 @@ def test_start_is_optional(running: Gunicorn) -> None:
     assert f"{QUEUE}_count" not in difference(running, running.get)
 
 
-def test_proxys_headers_are_dropped_where_the_peer_is_none(trusting_nobody: Gunicorn) -> None:
+def test_proxy_headers_of_an_untrusted_peer_are_dropped(trusting_nobody: Gunicorn) -> None:
     forged = {
         "X-Real-IP": "192.0.2.1",
         "X-Forwarded-For": "192.0.2.1",
@@ -123,7 +140,7 @@ def test_proxys_headers_are_dropped_where_the_peer_is_none(trusting_nobody: Guni
     assert info["proxy_ip"] is info["request_id"] is None
 
 
-def test_proxys_headers_are_believed_where_the_peer_is_one(running: Gunicorn) -> None:
+def test_proxy_headers_of_a_trusted_peer_are_kept(running: Gunicorn) -> None:
     info = running.get("/info", headers={"X-Real-IP": "192.0.2.1"}).json()
     assert info["connecting_ip"] == "192.0.2.1"
 
@@ -155,10 +172,10 @@ def test_every_line_is_json(running: Gunicorn) -> None:
         assert {"time", "level", "logger", "message"} <= fields.keys()
 
 
-def test_requests_are_not_logged_where_only_warnings_are() -> None:
+def test_requests_are_not_logged_at_level_warning() -> None:
     with gunicorn(GUNICORN_WORKERS="1", GUNICORN_LOG_LEVEL="warning") as running:
         running.get("/?raise=cheese", headers={"X-Request-ID": "failing"})
         wait_until(lambda: line(running, "failing"), 10, "the warning")
-        running.stop()  # which writes what was held back
+        running.stop()  # writes the lines that wait
         loggers = {json.loads(each)["logger"] for each in running.log_file.read_text().splitlines()}
         assert "request" not in loggers
