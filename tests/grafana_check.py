@@ -180,7 +180,7 @@ def queries(dashboard: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield annotation["name"], annotation["target"]["expr"]
 
 
-# Invalid on purpose: where one of these is allowed, it is answered with 400 or 404 and changes nothing.
+# Invalid on purpose: a Grafana that allows one of these answers 400 or 404 and changes nothing.
 WRITES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("GET", "/api/admin/settings", {}),
     ("GET", "/api/users", {}),
