@@ -167,6 +167,8 @@ def test_architecture_has_the_images_of_compose() -> None:
     )
     written = {name: image for name, image, *_ in rows if image}
     for name, service in compose.items():
+        if "profiles" in service:
+            continue
         if "build" in service:
             context = service["build"]["context"]
             image = re.search(r"\w+_IMAGE", " ".join(service["build"]["args"]))
@@ -185,6 +187,20 @@ def test_architecture_has_the_health_checks_of_local_processes() -> None:
     paths = {service.name: service.health_path for service in SERVICES}
     for name, path in rows:
         assert path.split()[0].strip(",") == paths[name]
+
+
+def test_settings_that_the_readme_names_are_where_it_says() -> None:
+    text = (ROOT / "README.md").read_text().split("| To | Change | In |\n")[1].split("\n\n")[0]
+    rows = re.findall(r"^\|.+\| (.+) \| `([^`]+)`[^|`]* \|$", text, re.M)
+    assert len(rows) == len(text.splitlines()) - 1
+    for change, place in rows:
+        path = ROOT / place
+        # Compose and local processes hand on more variables than .env lists.
+        files = [path] if path.is_file() else tracked(f"{path.parent.relative_to(ROOT)}/*")
+        files += [ROOT / "compose.yaml"] if place == ".env" else []
+        content = "\n".join(each.read_text() for each in files)
+        for name in re.findall(r"`([\w:]+)", change):
+            assert name in content, f"{name} is not in {place}"
 
 
 # Versions

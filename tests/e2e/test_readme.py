@@ -1,0 +1,112 @@
+"""The README's tour as a reader types it, on both kinds of stack.
+
+Ports are the test's own, and time passes faster for the rules, so that the alert of the tour comes
+within a minute. The rest is as written.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from local.settings import ROOT
+from tests.e2e.test_alerts import faster_configuration
+from tests.stacks import COMPOSE_FILES, ComposeStack, Stack, grafana_image, launch, wait_until
+
+BLOCKS = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+START, SEE, HITS, LOOK, STORM, ASK = BLOCKS
+ALERT = "CacheMissRatioHigh"
+
+
+class Reader:
+    """Somebody with a terminal in the repository's folder."""
+
+    def __init__(self, stack: Stack, folder: Path) -> None:
+        self._env = stack.environment
+        if isinstance(stack, ComposeStack):
+            self._env |= {
+                "COMPOSE_PROJECT_NAME": stack.project,
+                "COMPOSE_FILE": os.pathsep.join(map(str, COMPOSE_FILES)),
+                "STACK_RUN_DIR": str(folder),  # no local processes here
+            }
+        self._places = {
+            "URL=http://localhost ": f"URL={stack.http} ",
+            "http://localhost:9093": stack.alertmanager,
+        }
+
+    def type(self, commands: str) -> str:
+        """Run commands in a shell; returns what they print, and fails where one does."""
+        done = subprocess.run(
+            ["bash", "-ec", self._placed(commands)],
+            cwd=ROOT,
+            env=self._env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{commands}\n{done.stdout}"
+        return done.stdout
+
+    def start(self, command: str) -> subprocess.Popen[str]:
+        """Run one command in a second terminal."""
+        return subprocess.Popen(
+            self._placed(command).partition("#")[0].split(),
+            cwd=ROOT,
+            env=self._env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def _placed(self, commands: str) -> str:
+        for written, here in self._places.items():
+            commands = commands.replace(written, here)
+        return commands
+
+
+@pytest.fixture
+def stack(kind: str, tmp_path: Path) -> Iterator[Stack]:
+    with launch(kind, faster_configuration(tmp_path)) as running:
+        yield running
+
+
+def test_the_tour_ends_with_an_alert(stack: Stack, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    reader = Reader(stack, tmp_path / "run")
+    if stack.kind == "local" or grafana_image():
+        assert "healthy" in reader.type(START).lower()
+    seen = re.findall(r"X-Cache-Status: (\w+)", reader.type(SEE))
+    assert seen == ["MISS", "HIT"]
+    address = SEE.splitlines()[0]
+    counted = {
+        status: int(number)
+        for number, status in re.findall(r"(\d+) (\w+)", reader.type(f"{address}\n{HITS}"))
+    }
+    assert sum(counted.values()) == 300
+    assert counted["HIT"] > 290
+    wait_until(
+        lambda: stack.query("sum(nginx_route_requests_total) > 300"), 30, "the hits in Prometheus"
+    )
+    assert re.search(r"/cache-me +\S+ +0 % +(100|9\d\.?\d*) %", reader.type(LOOK))
+    storm = reader.start(STORM)
+    try:
+        wait_until(lambda: ALERT in reader.type(f"{ASK.strip()} || true"), 120, f"{ALERT} in Alertmanager")
+    finally:
+        storm.send_signal(signal.SIGINT)
+        said, _ = storm.communicate(timeout=60)
+    assert re.search(r"by cache status +MISS: \d+", said), said
+    assert reader.type("./stack status")
+    reader.type("./stack down")
+
+
+def test_every_block_of_commands_is_tried() -> None:
+    assert len(BLOCKS) == 6
