@@ -72,6 +72,7 @@ def _settings(variables: _Variables) -> dict[str, Any]:
     }
     preload = variables.choice("GUNICORN_PRELOAD_APP", "false", ("true", "false"))
     settings["preload_app"] = preload == "true"
+    variables.choice("FLASK_DEMO", "false", ("true", "false"))  # demo.py reads it
     max_requests = variables.number("GUNICORN_MAX_REQUESTS", 0, least=0)  # 0: no recycling
     settings["max_requests"] = max_requests
     settings["max_requests_jitter"] = variables.number(

@@ -13,6 +13,7 @@ from gunicorn.http.message import Request
 from gunicorn.http.wsgi import Response
 from gunicorn.workers.base import Worker
 
+from gunicorn_flask_telemetry.loading import reporting
 from gunicorn_flask_telemetry.logs import JsonLogger as logger_class  # noqa: N813  the setting's name
 from gunicorn_flask_telemetry.recorder import Recorder
 from gunicorn_flask_telemetry.state import State
@@ -40,6 +41,8 @@ def nworkers_changed(server: Arbiter, new_value: int, old_value: int | None) -> 
     # gunicorn calls this hook first of all, before it loads a preloaded application.
     if old_value is None:
         server.telemetry = State(server.cfg)
+        if not server.cfg.reload:  # gunicorn's development mode shows the error and waits
+            server.app.load = reporting(server.app.load, server.telemetry.load_failure)
     server.telemetry.configure(new_value, server.cfg)
 
 

@@ -27,7 +27,15 @@ MEMORY = "/dev/shm"  # noqa: S108
 BIND_VARIABLE, DEFAULT_BIND = "GUNICORN_METRICS_BIND", "0.0.0.0:9200"
 # A worker closes the lock just after its fork: a worker of a killed arbiter may still hold it.
 LOCK_SECONDS = 2
-OURS = ("counter_*.db", "gauge_*.db", "histogram_*.db", "summary_*.db", "*.slot", "arbiter.json")
+OURS = (
+    "counter_*.db",
+    "gauge_*.db",
+    "histogram_*.db",
+    "summary_*.db",
+    "*.slot",
+    "arbiter.json",
+    "load-failure",
+)
 
 logger = logging.getLogger("gunicorn.error")
 
@@ -97,6 +105,11 @@ class State:
         """Close, in a worker, the files that only the arbiter should hold."""
         os.close(self._lock)
         self.launcher.forget()
+
+    @property
+    def load_failure(self) -> Path:
+        """The file that a process makes when the application fails to load."""
+        return self.directory / "load-failure"
 
     @property
     def _configuration(self) -> Path:
