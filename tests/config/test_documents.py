@@ -239,20 +239,22 @@ def settings_of(env: str) -> dict[str, str]:
 
 # Wording: a pattern, and what to write instead.
 BANNED = {
-    r"(?<!pytest\.)\bmarks?\b": "annotation (of a dashboard), marker (of pytest), stamp",
-    r"\bmarked\b": "annotated, or say what happens",
+    r"(?<!pytest\.)\bmarks?\b(?!=)": "annotation (of a dashboard), marker (of pytest), stamp",
     r"\bboards?\b": "dashboard",
     r"\btiles?\b": "stat",
-    r"\bleftovers?\b|\bleft[ -]overs?\b": "orphaned processes, or what remains",
+    r"\bleftovers?\b": "orphaned processes, or what remains",
     r"whoever is (there|here)": "every peer, anyone who can connect",
     r"\bwhat (is|was) (not )?there\b": "name the thing",
     r"\bthat much of\b|\bso much a\b": "name the amount",
-    r"\btwo by two\b|\b(in|by) turns?\b": "alternately",
+    r"\btwo by two\b|\b(in|by) turns\b": "alternately",
     r"\bas (it|they) (stands?|comes?)\b": "unchanged, as shipped",
     r"\bleaves? alone\b": "does not kill, does not change",
     r"\btakes? the word\b": "trusts",
     r"\b(is|are|was|were) believed\b": "is trusted",
     r"\bto be had\b": "available",
+    r"\btells? of\b": "says, reports",
+    r"\bwhat there is\b|\bof theirs\b": "name the thing",
+    r"\bby way of\b": "through",
     r"\bfor ever\b": "forever, or say how long",
     r"\bput in its place\b|\bin its stead\b": "replace it",
 }
