@@ -203,6 +203,17 @@ def test_settings_that_the_readme_names_are_where_it_says() -> None:
             assert name in content, f"{name} is not in {place}"
 
 
+def test_architecture_has_the_fields_of_the_metrics_log() -> None:
+    template = (ROOT / "nginx/templates/access-metrics.conf.template").read_text()
+    log_format = re.sub(r"#.*", "", template.split("log_format metrics")[1].split(";")[0])
+    fields = "".join(re.findall(r"'([^']*)'", log_format)).split(r"\t")
+    written = re.search(
+        r"^nam/.*?(?=^```)", (ROOT / "docs/architecture.md").read_text(), re.M | re.S
+    )
+    assert written
+    assert written[0].split() == fields
+
+
 # Versions
 
 
@@ -253,7 +264,7 @@ BANNED = {
     r"\b(is|are|was|were) believed\b": "is trusted",
     r"\bto be had\b": "available",
     r"\btells? of\b": "says, reports",
-    r"\bwhat there is\b|\bof theirs\b": "name the thing",
+    r"\bwhat there is\b": "name the thing",
     r"\bby way of\b": "through",
     r"\bfor ever\b": "forever, or say how long",
     r"\bput in its place\b|\bin its stead\b": "replace it",

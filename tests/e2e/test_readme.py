@@ -99,7 +99,9 @@ def test_the_tour_ends_with_an_alert(stack: Stack, tmp_path: Path) -> None:
     assert re.search(r"/cache-me +\S+ +0 % +(100|9\d\.?\d*) %", reader.type(LOOK))
     storm = reader.start(STORM)
     try:
-        wait_until(lambda: ALERT in reader.type(f"{ASK.strip()} || true"), 120, f"{ALERT} in Alertmanager")
+        wait_until(
+            lambda: ALERT in reader.type(f"{ASK.strip()} || true"), 120, f"{ALERT} in Alertmanager"
+        )
     finally:
         storm.send_signal(signal.SIGINT)
         said, _ = storm.communicate(timeout=60)
