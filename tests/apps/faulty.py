@@ -1,8 +1,9 @@
 """The sample app, made slow, failing or chatty on demand. For tests only.
 
-Any URL takes these arguments: `sleep` (seconds before the answer), `status` (answer so instead),
-`header` (`Name=value`, set on the answer), `show` (name of a request's header, whose value the
-answer has in `X-Shown`), `die` (number of a signal the worker sends itself).
+Any URL takes these arguments: `sleep` (seconds before the response), `compute` (seconds of CPU time
+before it), `allocate` (bytes of memory before it), `die` (number of a signal that the worker sends
+to itself), `status` (of the response), `header` (`Name=value`, added to the response), `show` (name
+of a request header; the response carries its value in `X-Shown`).
 """
 
 from __future__ import annotations
@@ -16,10 +17,16 @@ from wsgi import app
 
 @app.before_request
 def misbehave() -> None:
-    """Sleep, die or fail as the arguments ask."""
+    """Sleep, compute, allocate, die or fail, as the arguments ask."""
     arguments = request.args
     if "sleep" in arguments:
         time.sleep(float(arguments["sleep"]))
+    if "compute" in arguments:
+        end = time.thread_time() + float(arguments["compute"])
+        while time.thread_time() < end:
+            pass
+    if "allocate" in arguments:
+        bytearray(b"x") * int(arguments["allocate"])
     if "die" in arguments:
         os.kill(os.getpid(), int(arguments["die"]))
     if "status" in arguments:

@@ -16,6 +16,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
+from gunicorn_flask_telemetry.cgroup import CgroupCollector
 from gunicorn_flask_telemetry.collector import RequestCollector, WorkerCollector
 
 
@@ -46,6 +47,7 @@ def main() -> None:
     # In the reverse order of the workers' writes: every counted request is in its histogram.
     registry.register(WorkerCollector(arguments.directory, map(_socket, arguments.listener_fds)))
     registry.register(RequestCollector(arguments.directory))
+    registry.register(CgroupCollector())
     server = _Server(_socket(arguments.metrics_fd))
     server.set_app(make_wsgi_app(registry))
     server.serve_forever()

@@ -1,0 +1,98 @@
+"""The metrics of a container's limits, in real containers that run into them."""
+
+import contextlib
+import json
+import re
+import subprocess
+import uuid
+from collections.abc import Iterator
+
+import pytest
+import requests
+
+from local.settings import ROOT, settings
+from tests.stacks import engine_missing, wait_until
+
+MEBIBYTE = 2**20
+
+pytestmark = pytest.mark.skipif(bool(engine_missing()), reason=f"{engine_missing()}")
+
+
+def docker(*arguments: str) -> str:
+    command = ["docker", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def image() -> str:
+    """flask-app's image, as compose.yaml builds it."""
+    python = f"PYTHON_IMAGE={settings()['PYTHON_IMAGE']}"
+    return docker("build", "--quiet", "--build-arg", python, str(ROOT / "flask"))
+
+
+class Container:
+    """flask-app with one worker, in a container with limits."""
+
+    def __init__(self, image: str, *limits: str) -> None:
+        self.name = f"stack-test-{uuid.uuid4().hex[:8]}"
+        environ = {
+            "GUNICORN_WORKERS": "1",
+            "GUNICORN_PRELOAD_APP": "true",
+            "WSGI_APP": "faulty:app",
+            "PYTHONPATH": "/tests/apps",
+        }
+        options = [part for item in environ.items() for part in ("--env", "=".join(item))]
+        volume = f"--volume={ROOT}/tests/apps:/tests/apps:ro"
+        docker("run", "--detach", "--name", self.name, volume, *options, *limits, image)
+        networks = json.loads(docker("inspect", self.name))[0]["NetworkSettings"]["Networks"]
+        self._address = next(iter(networks.values()))["IPAddress"]
+
+    def get(self, path: str, timeout: float = 10) -> None:
+        requests.get(f"http://{self._address}:8000{path}", timeout=timeout)
+
+    def metrics(self) -> dict[str, float]:
+        """The metrics by name and labels as they are written."""
+        response = requests.get(f"http://{self._address}:9200/metrics", timeout=10)
+        samples = re.findall(r"^([^#\s]\S*) (\S+)$", response.text, re.MULTILINE)
+        return {name: float(value) for name, value in samples}
+
+
+@contextlib.contextmanager
+def container(image: str, *limits: str) -> Iterator[Container]:
+    running = Container(image, *limits)
+    try:
+        wait_until(running.metrics, 60, "metrics")
+        yield running
+    finally:
+        docker("rm", "--force", running.name)
+
+
+def test_memory_limit_and_a_killed_worker_are_seen(image: str) -> None:
+    with container(image, "--memory=64m", "--memory-swap=64m") as running:
+        before = running.metrics()
+        assert before["cgroup_memory_limit_bytes"] == 64 * MEBIBYTE
+        assert 0 < before["cgroup_memory_working_set_bytes"] < 64 * MEBIBYTE
+        assert before["cgroup_oom_kills_total"] == 0
+        assert "cgroup_cpu_throttled_seconds_total" not in before
+        with contextlib.suppress(requests.RequestException):  # its worker is killed
+            running.get(f"/?allocate={64 * MEBIBYTE}")
+        after = wait_until(
+            lambda: (m := running.metrics())["cgroup_oom_kills_total"] and m, 30, "the kill"
+        )
+        assert after["cgroup_memory_working_set_bytes"] < 64 * MEBIBYTE
+        wait_until(
+            lambda: running.metrics()['gunicorn_worker_exits_total{reason="signal"}'] >= 1,
+            30,
+            "the worker's exit",
+        )
+
+
+def test_cpu_limit_and_time_spent_waiting_are_seen(image: str) -> None:
+    with container(image, "--cpus=0.2") as running:
+        before = wait_until(running.metrics, 60, "metrics")
+        assert "cgroup_memory_limit_bytes" not in before
+        throttled = "cgroup_cpu_throttled_seconds_total"
+        for _ in range(5):
+            running.get("/?compute=0.2", timeout=60)
+        # 1 s of CPU time at a fifth of a core takes at least 5 s, most of them waiting.
+        assert running.metrics()[throttled] - before[throttled] > 1
