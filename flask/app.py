@@ -1,4 +1,4 @@
-"""The sample application. Put your own in its place; telemetry/ goes with any Flask app."""
+"""The sample application. Replace it with your own; telemetry/ works with any Flask application."""
 
 import demo
 from flask import Flask, Response, jsonify, request
@@ -13,13 +13,13 @@ if demo.enabled():
 
 @app.get("/")
 def hello() -> str:
-    """Greet."""
+    """Return a greeting."""
     return "Hello World!"
 
 
 @app.get("/cache-me")
 def cache_me() -> Response:
-    """Answer with a text that nginx caches, and 304 to a client that has it already."""
+    """Return a text that nginx caches, or 304 if the client has it already."""
     response = Response("nginx will cache this response", mimetype="text/plain")
     response.add_etag()
     return response.make_conditional(request)
@@ -27,7 +27,7 @@ def cache_me() -> Response:
 
 @app.get("/info")
 def info() -> Response:
-    """Tell what arrived here of the client's request; null for a header that did not."""
+    """Return what the application received from the client; null for a missing header."""
     headers = request.headers
     return jsonify(
         {
@@ -43,5 +43,5 @@ def info() -> Response:
 @app.get("/flask-health-check")
 @metrics.do_not_track()
 def health_check() -> str:
-    """Tell the health check that this application answers; not traffic, so not counted."""
+    """Answer the health check. It is no traffic, so it is not counted."""
     return "success"

@@ -5,16 +5,16 @@ import time
 
 from flask import Blueprint, abort, request
 
-SLOWEST = 10.0  # seconds: anyone may ask, and each request keeps a thread busy
+SLOWEST = 10.0  # seconds; anyone may ask, and each request keeps a thread busy
 
 demo = Blueprint("demo", __name__, url_prefix="/demo")
 
 
 def enabled() -> bool:
-    """Whether FLASK_DEMO asks for these routes.
+    """Return whether FLASK_DEMO switches these routes on.
 
     Raises:
-        ValueError: it is neither true nor false.
+        ValueError: FLASK_DEMO is neither true nor false.
     """
     value = os.environ.get("FLASK_DEMO") or "false"
     if value not in ("true", "false"):
@@ -24,7 +24,7 @@ def enabled() -> bool:
 
 @demo.get("/slow")
 def slow() -> str:
-    """Answer after `seconds` (0.5 unless given, at most 10); 400 for what is no such number."""
+    """Answer after `seconds` (default 0.5, at most 10); 400 if that is no such number."""
     try:
         seconds = float(request.args.get("seconds", "0.5"))
     except ValueError:

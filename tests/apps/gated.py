@@ -1,6 +1,6 @@
-"""The app of faulty.py, with requests that last until the test lets them go, and ones that fail.
+"""The app of faulty.py, with requests that last until the test releases them, and ones that fail.
 
-`?gate=PATH` holds a request for as long as that file exists; `?raise=TEXT` logs it and raises.
+`?gate=PATH` holds a request as long as that file exists. `?raise=TEXT` logs TEXT and raises it.
 """
 
 import time
@@ -12,7 +12,7 @@ from flask import request
 
 @app.before_request
 def wait_at_gate() -> None:
-    """Wait until the gate is gone."""
+    """Wait until the gate file is removed."""
     gate = request.args.get("gate")
     while gate and Path(gate).exists():
         time.sleep(0.01)

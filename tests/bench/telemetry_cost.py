@@ -1,8 +1,8 @@
-"""What the telemetry costs a request: the same application bare, with the library's defaults, ours.
+"""The cost of the telemetry per request: one application bare, with the library's, and with ours.
 
 Needs wrk, and the packages of flask/requirements.txt. The three run side by side and take turns
-under load, so that a noisy machine slows all of them: compare what one run says only. A request's
-cost is the CPU time of the workers; the time on the clock has that of wrk and the neighbours in it.
+under load, so that a noisy machine slows all of them: compare only numbers of the same run. The
+cost is the workers' CPU time; wall-clock time would include wrk and other processes.
 
     python tests/bench/telemetry_cost.py [--rounds 30] [--seconds 1]
 """
@@ -24,7 +24,7 @@ FLASK = Path(__file__).parents[2] / "flask"
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 WORKERS, THREADS, CONNECTIONS = 2, 4, 8
 FIRST_PORT = 23100
-# What nginx sends along: part of what there is to measure.
+# nginx sends these headers, so handling them is part of the cost.
 HEADERS = {
     "Host": "localhost",
     "X-Real-IP": "192.0.2.1",
@@ -80,7 +80,7 @@ def main() -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--seconds", type=int, default=1, help="of load, a variant and round")
+    parser.add_argument("--seconds", type=int, default=1, help="of load per variant and round")
     arguments = parser.parse_args()
     with ExitStack() as stack:
         servers = {
@@ -100,7 +100,7 @@ def _print(costs: dict[str, list[float]]) -> None:
     print("| | us/request | added | middle half of the rounds |")
     print("| --- | --- | --- | --- |")
     for name, measured in costs.items():
-        # Paired: each round's difference to the bare application in the same round.
+        # Each round's difference from the bare application in the same round.
         added = [cost - bare for cost, bare in zip(measured, costs["bare"], strict=True)]
         lower, median, upper = statistics.quantiles(added, n=4)
         print(
@@ -110,7 +110,7 @@ def _print(costs: dict[str, list[float]]) -> None:
 
 
 def _load(port: int, arbiter: int, seconds: int) -> float:
-    """Return a request's CPU time in a worker, in microseconds."""
+    """Return the workers' CPU time per request, in microseconds."""
     workers = _children(arbiter)
     before = sum(map(_cpu_seconds, workers))
     headers = [part for item in HEADERS.items() for part in ("-H", ": ".join(item))]
@@ -126,7 +126,7 @@ def _load(port: int, arbiter: int, seconds: int) -> float:
 
 
 def _children(pid: int) -> list[int]:
-    """Return the workers; the metrics server, told by its command line, is none."""
+    """Return the workers: the children except the metrics server."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [
         int(child)

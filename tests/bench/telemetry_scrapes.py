@@ -1,6 +1,6 @@
-"""What a scrape costs, and that it stays so: idle, with every thread stuck, after 300 recycles.
+"""The cost of a scrape: idle, with every thread stuck, and after 300 recycled workers.
 
-Two gunicorns are compared scrape by scrape, so that a noisy machine slows both alike.
+Scrapes of two gunicorns alternate, so that a noisy machine slows both equally.
 
     python -m tests.bench.telemetry_scrapes [--recycles 300] [--scrapes 300]
 """
@@ -40,7 +40,7 @@ def main() -> None:
                 _compare(states, arguments.scrapes)
     recycling = {"GUNICORN_MAX_REQUESTS": str(REQUESTS_A_WORKER)}
     with _workers(3, **recycling) as fresh, _workers(3, **recycling) as recycled:
-        _ask_until_recycled(fresh, 3)  # every slot has seen requests
+        _ask_until_recycled(fresh, 3)  # every slot has counted requests
         _ask_until_recycled(recycled, arguments.recycles)
         states = {
             f"3 workers, after {running.metrics()[EXITS]:.0f} recycles": running
@@ -65,7 +65,7 @@ def _is_stuck(metrics: dict[str, float]) -> bool:
 
 
 def _compare(states: dict[str, Gunicorn], scrapes: int) -> Iterator[float]:
-    """Scrape all by turns; print a row of each, and return the medians in milliseconds."""
+    """Scrape all in turn; print a row for each, and return the medians in milliseconds."""
     milliseconds: dict[str, list[float]] = {state: [] for state in states}
     for _ in range(scrapes):
         for state, running in states.items():

@@ -1,4 +1,4 @@
-"""Worker load in a whole stack: saturation, and workers that are killed, hang or are replaced."""
+"""Workers in a whole stack: saturated, killed, hanging and replaced."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ WORKERS, THREADS = 2, 2
 SETTINGS = {
     "GUNICORN_WORKERS": str(WORKERS),
     "GUNICORN_THREADS": str(THREADS),
-    "GUNICORN_TIMEOUT": "5",  # a busy machine holds a healthy worker up for 3
+    "GUNICORN_TIMEOUT": "5",  # a busy machine delayed a healthy worker by 3
     "GUNICORN_GRACEFUL_TIMEOUT": "5",
     "GUNICORN_MAX_REQUESTS": "40",
 }
@@ -32,20 +32,20 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 @pytest.fixture(scope="module")
 def small(kind: str) -> Iterator[Stack]:
-    """A stack with few workers, which are recycled often and soon given up."""
+    """A stack with few workers, short timeouts and frequent recycling."""
     with launch(kind, SETTINGS) as running:
         yield running
 
 
 @pytest.fixture(autouse=True)
 def everything_is_quiet_again(small: Stack) -> Iterator[None]:
-    """Hold every test to what must be true after it, and of no counter to have gone back."""
+    """Check after each test that all workers are idle and that no counter went back."""
     before = scrape(small)
     yield
     wait_until(
         lambda: total(scrape(small), IN_FLIGHT) == 0 and len(workers(small)) == WORKERS,
         30,
-        "all workers there and none at a request",
+        "all workers alive and no request in flight",
     )
     after = scrape(small)
     for (name, labels), value in before.items():
@@ -79,7 +79,7 @@ def workers(stack: Stack) -> list[Process]:
 
 @contextlib.contextmanager
 def load(stack: Stack, path: str, clients: int) -> Iterator[Callable[[], int]]:
-    """Send requests as fast as they are answered; yield what tells how many the app answered."""
+    """Send requests as fast as they are answered; yield a function that counts the answers."""
     over, answered = threading.Event(), []
 
     def ask_until_over() -> None:
@@ -98,7 +98,7 @@ def load(stack: Stack, path: str, clients: int) -> Iterator[Callable[[], int]]:
 
 @contextlib.contextmanager
 def counted_to_the_last_request(stack: Stack, clients: int) -> Iterator[None]:
-    """Hold workers and Flask to count each request that was answered, under load meanwhile."""
+    """Check that workers and Flask count every request that was answered, under load."""
     before = scrape(stack)
     with load(stack, "/?sleep=0.1", clients) as answered:
         yield
@@ -112,9 +112,9 @@ def counted_to_the_last_request(stack: Stack, clients: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def more_exits(stack: Stack, **expected: int) -> Iterator[None]:
-    """Wait for so many exits of these reasons or more, and hold the others to have none.
+    """Wait for at least so many exits by reason, and check that there are none for other reasons.
 
-    Load recycles workers, so that any number of further ones may count as "exit".
+    Load recycles workers, so any number of further exits may have the reason "exit".
     """
     before = scrape(stack)
     yield
@@ -134,7 +134,7 @@ def more_exits(stack: Stack, **expected: int) -> Iterator[None]:
     assert grown() | {"exit": 0} == {"exit": 0, "timeout": 0, "signal": 0} | expected | {"exit": 0}
 
 
-def test_saturation_is_seen_while_it_lasts(small: Stack) -> None:
+def test_saturation_shows_in_the_metrics(small: Stack) -> None:
     places = WORKERS * THREADS
     with load(small, "/?sleep=2", 3 * places):
         wait_until(
@@ -143,7 +143,7 @@ def test_saturation_is_seen_while_it_lasts(small: Stack) -> None:
                 and total(samples, "gunicorn_listen_backlog") >= places
             ),
             20,
-            "every thread at a request, and a backlog",
+            "every thread busy, and a backlog",
         )
         busy = "sum(rate(gunicorn_worker_busy_seconds_total[12s]))"
         capacity = "sum(gunicorn_workers_configured * gunicorn_worker_threads)"
@@ -191,7 +191,7 @@ def test_memory_and_cpu_are_those_of_proc(small: Stack) -> None:
     name = "gunicorn_worker_resident_memory_bytes"
     found = sorted(value for (sample, _), value in samples.items() if sample == name)
     assert found == pytest.approx(resident, rel=0.05)
-    # The slots' CPU time has that of the workers before these, too.
+    # The CPU time of a slot includes that of its earlier workers.
     cpu_seconds = sum(int(fields[11]) + int(fields[12]) for fields in stats) / os.sysconf(
         "SC_CLK_TCK"
     )

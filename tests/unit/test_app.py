@@ -10,11 +10,11 @@ def client() -> FlaskClient:
     return app.test_client()
 
 
-def test_root_greets(client: FlaskClient) -> None:
+def test_root_returns_a_greeting(client: FlaskClient) -> None:
     assert client.get("/").text == "Hello World!"
 
 
-def test_cache_me_answers_304_to_a_client_that_has_it(client: FlaskClient) -> None:
+def test_cache_me_answers_304_if_the_client_has_the_response(client: FlaskClient) -> None:
     first = client.get("/cache-me")
     assert first.status_code == 200
     again = client.get("/cache-me", headers={"If-None-Match": first.headers["ETag"]})
@@ -22,7 +22,7 @@ def test_cache_me_answers_304_to_a_client_that_has_it(client: FlaskClient) -> No
     assert client.get("/cache-me", headers={"If-None-Match": '"other"'}).status_code == 200
 
 
-def test_info_tells_what_arrived(client: FlaskClient) -> None:
+def test_info_returns_what_the_app_received(client: FlaskClient) -> None:
     sent = {
         "X-Real-IP": "192.0.2.1",
         "X-Forwarded-For": "192.0.2.2",

@@ -1,4 +1,4 @@
-"""The routes that are slow or fail: what they answer, and that only a variable switches them on."""
+"""The routes that are slow or fail: their responses, and that only a variable switches them on."""
 
 import importlib.util
 import time
@@ -18,14 +18,14 @@ def client() -> FlaskClient:
     return app.test_client()
 
 
-def test_slow_answers_after_the_seconds_asked_for(client: FlaskClient) -> None:
+def test_slow_answers_after_the_given_seconds(client: FlaskClient) -> None:
     begin = time.monotonic()
     assert client.get("/demo/slow?seconds=0.2").text == "after 0.2 s\n"
     assert time.monotonic() - begin >= 0.2
 
 
 @pytest.mark.parametrize("seconds", ["-1", "11", "nan", "inf", "soon", ""])
-def test_slow_refuses_what_would_keep_a_thread_for_long(client: FlaskClient, seconds: str) -> None:
+def test_slow_refuses_other_values(client: FlaskClient, seconds: str) -> None:
     response = client.get(f"/demo/slow?seconds={seconds}")
     assert response.status_code == 400
     assert "expected a number from 0 to 10" in response.text
@@ -36,7 +36,7 @@ def test_error_answers_500(client: FlaskClient) -> None:
 
 
 def rules(name: str) -> set[str]:
-    """The URL rules of the sample application, loaded anew."""
+    """Load the sample application again, and return its URL rules."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "flask" / "app.py")
     assert spec is not None
     assert spec.loader is not None

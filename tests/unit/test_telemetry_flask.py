@@ -1,4 +1,4 @@
-"""What the telemetry's one line does to a Flask application, under gunicorn or not."""
+"""What FlaskMetrics does to a Flask application, with and without gunicorn."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ def app() -> Flask:
 
 
 def noted(app: Flask, path: str) -> tuple[str, str | None]:
-    """Return the route a client is sent and the one the recorder would count."""
+    """Return the route in the response header and the one that the recorder would count."""
     environ, sent = EnvironBuilder(path).get_environ(), {}
     app(environ, lambda _status, headers, *_: sent.update(headers))
     return sent["X-Route"], environ[ROUTE_KEY]
@@ -42,7 +42,7 @@ def test_route_is_the_url_rule(app: Flask, path: str, route: str) -> None:
     assert noted(app, path) == (route, route)
 
 
-def test_exception_that_flask_does_not_handle_leaves_its_route(app: Flask) -> None:
+def test_unhandled_exception_has_its_route(app: Flask) -> None:
     FlaskMetrics(app, registry=CollectorRegistry())
     app.testing = True  # exceptions propagate to the server
     environ = EnvironBuilder("/broken").get_environ()
@@ -57,7 +57,7 @@ def test_excluded_paths_are_not_counted(app: Flask) -> None:
     assert noted(app, "/broken") == ("/broken", "/broken")
 
 
-def test_answers_of_a_middleware_are_unmatched_or_excluded_by_their_path(app: Flask) -> None:
+def test_responses_of_a_middleware_are_unmatched_or_excluded_by_path(app: Flask) -> None:
     app.wsgi_app = Response("from the middleware")
     FlaskMetrics(app, excluded_paths="/internal", registry=CollectorRegistry())
     assert noted(app, "/elsewhere") == ("unmatched", "unmatched")
@@ -65,7 +65,7 @@ def test_answers_of_a_middleware_are_unmatched_or_excluded_by_their_path(app: Fl
 
 
 @pytest.mark.parametrize("kind", [list, tuple])
-def test_headers_of_the_application_are_left_as_they_are(app: Flask, kind: type) -> None:
+def test_headers_of_the_application_do_not_change(app: Flask, kind: type) -> None:
     headers = kind([("Content-Type", "text/plain")])
 
     def ping(_environ: object, start_response: Callable[..., object]) -> list[bytes]:
@@ -92,7 +92,7 @@ def test_application_in_another_sends_one_route(app: Flask) -> None:
 
 
 @pytest.mark.parametrize("decorator", ["do_not_track", "exclude_all_metrics"])
-def test_librarys_decorators_say_what_is_not_counted(app: Flask, decorator: str) -> None:
+def test_librarys_decorators_exclude_views(app: Flask, decorator: str) -> None:
     metrics = FlaskMetrics(app, registry=CollectorRegistry())
     app.add_url_rule(
         "/check", endpoint="check", view_func=getattr(metrics, decorator)()(lambda: "success")

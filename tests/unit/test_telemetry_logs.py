@@ -1,4 +1,4 @@
-"""The logs: one JSON object a line, whoever writes."""
+"""The logs: one JSON object a line, from every writer."""
 
 import json
 import logging
@@ -49,7 +49,7 @@ def test_record_within_a_request_has_its_id() -> None:
 
 @pytest.fixture
 def log_and_reader() -> Iterator[tuple[logs.RequestLog, socket.socket]]:
-    # Each write arrives as a message of its own.
+    # Each write arrives as a separate message.
     reader, writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     reader.settimeout(10)
     with reader, writer:
@@ -59,7 +59,7 @@ def log_and_reader() -> Iterator[tuple[logs.RequestLog, socket.socket]]:
 Log = tuple[logs.RequestLog, socket.socket]
 
 
-def test_request_is_one_json_object_soon(log_and_reader: Log) -> None:
+def test_request_is_logged_as_one_json_object(log_and_reader: Log) -> None:
     log, reader = log_and_reader
     log.write((1700000000.5, None, "GET", '/"\u00e9\n', "/<path:any>", 200, 0.0123456, 3))
     assert json.loads(reader.recv(1 << 16)) == {
@@ -77,7 +77,7 @@ def test_request_is_one_json_object_soon(log_and_reader: Log) -> None:
     }
 
 
-def test_log_outlives_a_time_in_which_it_cannot_be_written() -> None:
+def test_log_continues_after_a_failed_write() -> None:
     reader, writer = socket.socketpair()
     log = logs.RequestLog(writer.fileno())
     reader.close()  # now writing fails
@@ -92,7 +92,7 @@ def test_log_outlives_a_time_in_which_it_cannot_be_written() -> None:
         assert (fields["path"], fields["request_id"]) == ("/next", str(uuid.UUID(int=1)))
 
 
-def test_lines_are_written_whole_and_so_that_no_other_process_cuts_in(log_and_reader: Log) -> None:
+def test_lines_are_written_whole_and_atomically(log_and_reader: Log) -> None:
     log, reader = log_and_reader
     for number in range(100):
         log.write((0, f"{number:032x}", "GET", "/", "/", 200, 0.001, 1))
