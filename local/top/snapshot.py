@@ -8,7 +8,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from local.settings import ROOT
@@ -16,8 +16,8 @@ from local.top.prometheus import Labels, Prometheus
 
 sys.path.insert(0, str(ROOT / "grafana"))
 
-from generator.signals import RATE, Query, Signal, cache, monitoring, top, traffic, workers
-from generator.signals.routes import COLUMNS, Column
+from generator.signals import RATE, Query, cache, monitoring, top, traffic, workers
+from generator.signals.routes import COLUMNS, P95_LIMIT, Column
 
 # Seconds that the history covers, by window; it has POINTS values.
 HISTORY = {"1m": 15 * 60, "5m": 3600, "1h": 6 * 3600}
@@ -124,22 +124,24 @@ class Snapshot:
 
 @dataclasses.dataclass(frozen=True)
 class _Headline:
-    """A number of the top line: how it is asked for, and the dashboard's signal for it."""
+    """A number of the top line: PromQL from the window, and the limit that the dashboards read."""
 
-    expr: Any  # PromQL from the window
-    signal: Signal
+    expr: Callable[[str], str]
+    limit: Query | None = None
     low_is_bad: bool = False
 
 
 HEADLINE = {
-    "requests_per_second": _Headline(top.request_rate, traffic.REQUEST_RATE),
-    "error_ratio": _Headline(top.overall_error_ratio, traffic.ERROR_RATIO),
-    "cache_hit_ratio": _Headline(top.overall_hit_ratio, cache.HIT_RATIO, low_is_bad=True),
-    "p95_seconds": _Headline(top.slowest_route, traffic.P95),
+    "requests_per_second": _Headline(top.request_rate),
+    "error_ratio": _Headline(top.overall_error_ratio, traffic.ERROR_RATIO.limit),
+    "cache_hit_ratio": _Headline(top.overall_hit_ratio, cache.HIT_RATIO.limit, low_is_bad=True),
+    "p95_seconds": _Headline(top.slowest_route, P95_LIMIT),
     "worker_utilisation": _Headline(
-        lambda window: f"max({top.utilisation(window)})", workers.UTILISATION
+        lambda window: f"max({top.utilisation(window)})", workers.UTILISATION.limit
     ),
-    "alerts_firing": _Headline(lambda _: monitoring.FIRING.queries[0].expr, monitoring.FIRING),
+    "alerts_firing": _Headline(
+        lambda _: monitoring.FIRING.queries[0].expr, monitoring.FIRING.limit
+    ),
 }
 
 
@@ -154,7 +156,7 @@ def expressions(window: str) -> dict[str, str]:
     """Every query of a snapshot by its name."""
     named = {f"headline {key}": each.expr(window) for key, each in HEADLINE.items()}
     named |= {f"route {column.key}": column.expr(window) for column in COLUMNS}
-    limits = [each.signal.limit for each in HEADLINE.values()]
+    limits = [each.limit for each in HEADLINE.values()]
     limits += [column.limit for column in COLUMNS]
     limits += [workers.QUEUE.limit, workers.BACKLOG.limit]
     named |= {f"limit {limit.expr}": limit.expr for limit in limits if limit}
@@ -193,7 +195,7 @@ def take(prometheus: Prometheus, window: str, time: float) -> Snapshot:
         headline={
             key: Figure(
                 _only(found[f"headline {key}"]),
-                _limit(found, each.signal.limit, slowest_route if key == "p95_seconds" else ""),
+                _limit(found, each.limit, slowest_route if key == "p95_seconds" else ""),
                 each.low_is_bad,
             )
             for key, each in HEADLINE.items()
