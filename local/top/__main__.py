@@ -35,6 +35,9 @@ def main() -> int:
     view = View(arguments.sort)
     plain = arguments.ascii or not words.unicode_expected(os.environ, sys.stdout.encoding or "")
     symbols = words.ASCII if plain else words.UNICODE
+    if sys.stdout.isatty():
+        for name in ("COLUMNS", "LINES"):  # rich prefers them to the real size, which changes
+            os.environ.pop(name, None)
     console = Console(highlight=False)
     try:
         if arguments.json:

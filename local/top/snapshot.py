@@ -22,6 +22,9 @@ from generator.signals.routes import COLUMNS, P95_LIMIT, Column
 # Seconds that the history covers, by window; it has POINTS values.
 HISTORY = {"1m": 15 * 60, "5m": 3600, "1h": 6 * 3600}
 POINTS = 30
+# Seconds that a snapshot looks back: what was scraped by then is stored, so that all queries of it,
+# and everyone who asks again, get the same answers.
+LAG = 1.0
 # Not routes of the application: they come last, however they are sorted.
 LAST_ROUTES = ("unmatched", "none", "overflow")
 
@@ -177,13 +180,13 @@ def expressions(window: str) -> dict[str, str]:
     return {name: filled(expression, window) for name, expression in named.items()}
 
 
-def take(prometheus: Prometheus, window: str, time: float) -> Snapshot:
-    """Ask for everything as of `time` (Unix seconds).
+def take(prometheus: Prometheus, window: str, now: float) -> Snapshot:
+    """Ask for everything as of LAG before `now` (Unix seconds).
 
     Raises:
         PrometheusError: it does not answer.
     """
-    asked = expressions(window)
+    asked, time = expressions(window), now - LAG
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         answers = pool.map(lambda expression: prometheus.instant(expression, time), asked.values())
         found = dict(zip(asked, answers, strict=True))

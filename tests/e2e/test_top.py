@@ -1,0 +1,394 @@
+"""./stack top and ./stack traffic, on a running stack and in a real terminal."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from local.settings import ROOT
+from local.top.snapshot import COLUMNS, expressions
+from tests.stacks import COMPOSE_FILES, ComposeStack, LocalStack, Stack, launch, wait_until
+from tests.terminals import Terminal, terminal
+
+EXPORTER, COUNTED = "nginx-access-exporter", "nginx_route_requests_total"
+HITS = ("HIT", "STALE", "UPDATING")
+WINDOW = 60.0  # seconds
+# Requests per second by route.
+RATES = {"/": 4, "/cache-me": 22, "/info": 3, "/demo/slow": 6, "/demo/error": 4}
+NARROW = 60  # characters
+
+
+@pytest.fixture(scope="module")
+def demo(kind: str) -> Iterator[Stack]:
+    """A stack of this module's own, whose demo routes are on."""
+    with launch(kind, {"FLASK_DEMO": "true"}) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def local() -> Iterator[LocalStack]:
+    with launch("local") as stack:
+        assert isinstance(stack, LocalStack)
+        requests.get(f"{stack.http}/info", timeout=10)
+        yield stack
+
+
+def environment(stack: Stack) -> dict[str, str]:
+    """In which ./stack finds this stack."""
+    if not isinstance(stack, ComposeStack):
+        return dict(stack.environment)
+    return stack.environment | {
+        "COMPOSE_FILE": os.pathsep.join(map(str, COMPOSE_FILES)),
+        "COMPOSE_PROJECT_NAME": stack.project,
+        "STACK_RUN_DIR": "/nonexistent",  # no local stack
+    }
+
+
+def run_stack(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [ROOT / "stack", *arguments],
+        env=environment(stack),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+# --- known traffic --------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What came back, and when (Unix seconds)."""
+
+    time: float
+    route: str
+    status: int
+    cache: str | None
+
+
+class KnownTraffic:
+    """Five routes at rates of their own: 39 requests a second in all."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._stopped = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._send, args=(route, rate)) for route, rate in RATES.items()
+        ]
+        self.answers: list[Answer] = []
+
+    def __enter__(self) -> KnownTraffic:  # noqa: D105
+        self.start = time.time()
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:  # noqa: D105
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join()
+
+    def of_window(self, end: float) -> list[Answer]:
+        """The answers of the minute before; the last scrape is some seconds old by then."""
+        end -= 2.5
+        return [answer for answer in self.answers if end - WINDOW < answer.time <= end]
+
+    def _send(self, route: str, rate: float) -> None:
+        number = 0
+        with requests.Session() as session:
+            while not self._stopped.wait(max(0, self.start + number / rate - time.time())):
+                response = session.get(self._url + self._path(route, number), timeout=30)
+                cache = response.headers.get("X-Cache-Status")
+                self.answers.append(Answer(time.time(), route, response.status_code, cache))
+                number += 1
+
+    def _path(self, route: str, number: int) -> str:
+        if route == "/cache-me" and number % 5 == 0:
+            return f"{route}?new={id(self)}-{number}"
+        if route == "/info" and number % 3 == 0:
+            return f"{route}?status=500"
+        return f"{route}?seconds=0.05" if route == "/demo/slow" else route
+
+
+def share(answers: list[Answer], part: list[Answer]) -> float:
+    return len(part) / len(answers)
+
+
+def test_figures_are_what_was_sent_and_what_prometheus_answers(demo: Stack) -> None:
+    before = counted(demo)
+    with KnownTraffic(demo.http) as traffic:
+        wait_until(
+            lambda: time.time() > traffic.start + WINDOW + 15, WINDOW + 30, "a minute of traffic"
+        )
+        done = run_stack(demo, "top", "--once", "--json")
+    assert done.returncode == 0, done.stderr
+    everything = len(traffic.answers)
+    wait_until(lambda: (counted(demo) - before).total() == everything, 20, "nginx to count it all")
+    shown = json.loads(done.stdout)
+    sent = traffic.of_window(shown["time"])
+    assert shown["window"] == "1m"
+
+    close = functools.partial(pytest.approx, rel=0.05)
+
+    failed = [answer for answer in sent if answer.status >= 500]
+    lookups = [answer for answer in sent if answer.cache]
+    hits = [answer for answer in lookups if answer.cache in HITS]
+    top = {name: figure["value"] for name, figure in shown["headline"].items()}
+    assert top["requests_per_second"] == close(len(sent) / WINDOW)
+    assert top["error_ratio"] == close(share(sent, failed))
+    assert top["cache_hit_ratio"] == close(share(lookups, hits))
+    assert shown["headline"]["error_ratio"]["bad"]
+    assert not shown["headline"]["cache_hit_ratio"]["bad"]
+
+    rows = {row["route"]: row for row in shown["routes"]}
+    for route in RATES:
+        of_route = [answer for answer in sent if answer.route == route]
+        errors = [answer for answer in of_route if answer.status >= 500]
+        assert rows[route]["requests_per_second"] == close(len(of_route) / WINDOW), route
+        assert rows[route]["error_ratio"] == close(share(of_route, errors)), route
+        assert rows[route]["p95_miss_seconds"] > 0
+    assert rows["/cache-me"]["cache_hit_ratio"] == close(share(lookups, hits))
+    assert rows["/cache-me"]["p95_hit_seconds"] > 0
+    assert rows["/demo/slow"]["p95_miss_seconds"] >= 0.05 * 0.75
+    assert rows["/demo/slow"]["flask_seconds_per_second"] >= 6 * 0.05 * 0.95
+
+    queries = expressions("1m")
+    for column in COLUMNS:
+        answered = requests.get(
+            f"{demo.prometheus}/api/v1/query",
+            params={"query": queries[f"route {column.key}"], "time": f"{shown['time']:.3f}"},
+            timeout=10,
+        ).json()["data"]["result"]
+        assert {sample["metric"]["route"] for sample in answered} >= {"/cache-me"}
+        for sample in answered:
+            value = float(sample["value"][1])
+            assert rows[sample["metric"]["route"]][column.key] == pytest.approx(value, nan_ok=True)
+
+
+# --- traffic --------------------------------------------------------------------------------------
+
+
+def counted(stack: Stack) -> collections.Counter[tuple[str, str]]:
+    """What nginx counted so far, by status and cache status."""
+    found: collections.Counter[tuple[str, str]] = collections.Counter()
+    for labels, value in re.findall(rf"^{COUNTED}{{(.*)}} (\S+)", stack.metrics(EXPORTER), re.M):
+        status, cache = (re.search(rf'{name}="(\w+)"', labels) for name in ("status", "cache"))
+        assert status is not None
+        assert cache is not None
+        found[status[1], cache[1].replace("NONE", "none")] += int(float(value))
+    return found
+
+
+def listed(output: str, title: str) -> dict[str, int]:
+    """The counts of a line of a scenario's summary."""
+    line = re.search(rf"^{title} +(.*)$", output, re.M)
+    assert line is not None, output
+    return {name: int(count) for name, count in re.findall(r"(\w+): (\d+)", line[1])}
+
+
+def assert_counts_are_those_of_nginx(
+    stack: Stack, before: collections.Counter[tuple[str, str]], output: str
+) -> int:
+    found = re.search(r"^sent +(\d+) requests", output, re.M)
+    assert found is not None, output
+    sent = int(found[1])
+    wait_until(lambda: (counted(stack) - before).total() >= sent, 20, "nginx's log to be read")
+    new = counted(stack) - before
+    assert new.total() == sent
+    for title, position in (("by status", 0), ("by cache status", 1)):
+        by_nginx: collections.Counter[str] = collections.Counter()
+        for key, count in new.items():
+            by_nginx[key[position]] += count
+        assert listed(output, title) == by_nginx
+    return sent
+
+
+@pytest.mark.parametrize(
+    ("scenario", "rate", "expected"),
+    [("steady", 50, 200), ("miss-storm", 50, 200), ("errors", 40, 160), ("slow-upstream", 10, 40)],
+)
+def test_what_a_scenario_reports_is_what_nginx_counted(
+    demo: Stack, scenario: str, rate: int, expected: int
+) -> None:
+    before = counted(demo)
+    done = run_stack(demo, "traffic", scenario, f"--rate={rate}", "--duration=4")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Watch: " in done.stdout
+    assert assert_counts_are_those_of_nginx(demo, before, done.stdout) == expected
+
+
+def test_a_scenario_that_is_interrupted_sums_up(demo: Stack) -> None:
+    before = counted(demo)
+    command = [ROOT / "stack", "traffic", "overload", "--duration=60"]
+    with subprocess.Popen(
+        command, env=environment(demo), stdout=subprocess.PIPE, text=True
+    ) as process:
+        wait_until(lambda: (counted(demo) - before).total() > 5, 30, "some answers")
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert_counts_are_those_of_nginx(demo, before, output)
+
+
+def test_a_scenario_runs_in_a_container(demo: Stack) -> None:
+    if not isinstance(demo, ComposeStack):
+        pytest.skip("a local stack has no containers")
+    before = counted(demo)
+    output = demo.compose("run", "--rm", "traffic", "steady", "--rate=20", "--duration=3")
+    assert assert_counts_are_those_of_nginx(demo, before, output) == 60
+
+
+def test_a_scenario_whose_routes_are_off_says_how_to_switch_them_on(local: LocalStack) -> None:
+    done = run_stack(local, "traffic", "slow-upstream")
+    assert done.returncode == 1
+    assert "FLASK_DEMO=true" in done.stderr
+
+
+# --- the live view --------------------------------------------------------------------------------
+
+
+def top(stack: Stack, *arguments: str, **env: str) -> list[Any]:
+    """A command for `terminal`, and its environment."""
+    return [[ROOT / "stack", "top", *arguments], environment(stack) | env]
+
+
+def test_keys_sort_reverse_pause_choose_the_window_help_and_quit(local: LocalStack) -> None:
+    with terminal(*top(local)) as view:
+        view.wait_for("routes by Flask s/s ▼")
+        view.wait_for("/info")
+        view.press("s")
+        view.wait_for("routes by name ▲")
+        view.press("r")
+        view.wait_for("routes by name ▼")
+        view.press("S")
+        view.wait_for("routes by Flask s/s ▲")
+        view.press("w")
+        view.wait_for("over 5m")
+        view.press("?")
+        view.wait_for("sort the routes by the next column")
+        view.press("?p")
+        paused = view.wait_for("paused").splitlines()[0]
+        assert_unchanged(view, paused)
+        view.press(" ")
+        view.wait_for("paused", gone=True)
+        view.wait_for(paused.split()[2], gone=True)  # its clock goes on
+        view.press("q")
+        assert view.wait() == 0
+
+
+def assert_unchanged(view: Terminal, first_line: str) -> None:
+    """Over more than one refresh, the view keeps its first line."""
+    with pytest.raises(AssertionError):
+        view.wait_for(first_line, timeout=5, gone=True)
+
+
+@pytest.mark.parametrize(("end", "status"), [("\x03", 130), ("q", 0)])
+def test_the_terminal_is_as_before_however_the_view_ends(
+    local: LocalStack, end: str, status: int
+) -> None:
+    shell = [
+        "sh",
+        "-c",
+        'trap : INT; stty -g; "$@"; code=$?; stty -g; exit $code',
+        "sh",
+        *top(local)[0],
+    ]
+    with terminal(shell, environment(local)) as view:
+        view.wait_for("q quit")
+        view.press(end)
+        assert view.wait() == status
+        settings = re.findall(rb"[0-9a-f]+(?::[0-9a-f]+){30,}", view.output)
+        assert len(settings) == 2
+        assert settings[0] == settings[1]
+        assert b"\x1b[?1049l" in view.output  # the shell's screen is back
+        assert b"\x1b[?25h" in view.output  # with its cursor
+
+
+def test_a_terminal_that_becomes_narrow_and_low_is_filled_anew(local: LocalStack) -> None:
+    with terminal(*top(local)) as view:
+        view.wait_for("Memory")
+        view.resize(NARROW, 20)
+        text = view.wait_for("\nSlowest p95")  # the top line takes two rows of numbers now
+        assert text.startswith("stack top")
+        assert "\n/info" in text
+        assert "q quit" in text
+        assert "Memory" not in text
+
+
+def test_a_prometheus_that_is_away_for_a_while_is_told_and_awaited(local: LocalStack) -> None:
+    with terminal(*top(local)) as view:
+        view.wait_for("/info")
+        local.stop("prometheus")
+        try:
+            text = view.wait_for("no news for")
+            assert "Prometheus does not answer" in text
+            assert "/info" in text  # the last figures stay
+        finally:
+            local.start("prometheus")
+        view.wait_for("no news for", gone=True)
+
+
+def test_without_utf_8_nothing_but_ascii_is_written(local: LocalStack) -> None:
+    with terminal(*top(local, LC_ALL="C")) as view:
+        view.wait_for("q quit")
+        view.press("?")
+        view.wait_for("this help")
+        assert view.output.isascii()
+
+
+def test_without_colours_none_are_written(local: LocalStack) -> None:
+    with terminal(*top(local, NO_COLOR="1")) as view:
+        view.wait_for("q quit")
+        colours = re.findall(rb"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9\d|10\d)(?:;\d+)*m", view.output)
+        assert colours == []
+
+
+def test_where_there_is_no_terminal_one_frame_is_printed(local: LocalStack) -> None:
+    done = run_stack(local, "top")
+    assert done.returncode == 0
+    assert "Requests/s" in done.stdout
+    assert "\x1b" not in done.stdout
+    assert "q quit" not in done.stdout
+
+
+def test_a_picture_is_written(local: LocalStack, tmp_path: Path) -> None:
+    picture = tmp_path / "top.svg"
+    assert run_stack(local, "top", f"--svg={picture}").returncode == 0
+    assert picture.read_text().startswith("<svg")
+    assert "/info" in picture.read_text().replace("&#160;", " ")
+
+
+def test_a_prometheus_that_does_not_answer_is_an_error(local: LocalStack) -> None:
+    done = run_stack(local, "top", "--once", "--prometheus=http://127.0.0.1:1")
+    assert done.returncode == 1
+    assert "Prometheus does not answer at http://127.0.0.1:1" in done.stderr
+    done = run_stack(local, "top", "--once", f"--prometheus={local.http}")
+    assert done.returncode == 1
+    assert "Prometheus answers 404" in done.stderr
+
+
+def test_a_stack_that_does_not_run_is_an_error(tmp_path: Path) -> None:
+    env = os.environ | {"STACK_RUN_DIR": str(tmp_path), "COMPOSE_PROJECT_NAME": "stack-test-none"}
+    for command in (["top", "--once"], ["traffic", "steady"]):
+        done = subprocess.run(
+            [ROOT / "stack", *command], env=env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1
+        assert "nothing runs" in done.stdout + done.stderr
