@@ -31,7 +31,9 @@ FOLDER = "stack"
 STEP = 5  # seconds: the scrape interval
 TIMEOUT = 30  # seconds, for one answer
 # What the frontend fills in before it asks; the rest ($__rate_interval) Grafana's server does.
-FRONTEND_VALUES = {"$route": ".+", "$instance": ".+"}
+FRONTEND_VALUES = {"$route": ".+", "$instance": ".+", "$busiest": ".+", "$cached": ".+"}
+# Seconds over which the overview's rates by route and by cache status are taken.
+RATE_WINDOW = 60
 REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
 
@@ -163,12 +165,21 @@ def check_queries(grafana: Grafana) -> None:
             except CheckError as error:
                 raise CheckError(f"{uid}, {where}: {error}") from error
         for variable in dashboard["templating"]["list"]:
-            if found := re.fullmatch(
-                r"label_values\((.+), (\w+)\)", variable.get("definition", "")
-            ):
-                path = f"/api/datasources/uid/prometheus/resources/api/v1/label/{found[2]}/values"
-                answer = grafana.get(f"{path}?match[]={quote(found[1])}")
-                expect(answer["status"] == "success", f"{uid}, {variable['name']}: {answer}")
+            try:
+                check_variable(grafana, variable.get("definition", ""))
+            except CheckError as error:
+                raise CheckError(f"{uid}, variable {variable['name']}: {error}") from error
+
+
+def check_variable(grafana: Grafana, definition: str) -> None:
+    """The query behind a dashboard's variable is answered; others have none."""
+    if found := re.fullmatch(r"label_values\((.+), (\w+)\)", definition):
+        path = f"/api/datasources/uid/prometheus/resources/api/v1/label/{found[2]}/values"
+        grafana.get(f"{path}?match[]={quote(found[1])}")
+    elif found := re.fullmatch(r"query_result\((.+)\)", definition):
+        grafana.query(found[1].replace("$__range", "300s"))
+    else:
+        expect("(" not in definition, f"what is {definition!r}?")
 
 
 def queries(dashboard: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -262,7 +273,7 @@ def counted(grafana: Grafana) -> Answers:
 def check_figures(grafana: Grafana, app: str) -> None:
     """Counters through Grafana grow by exactly what is sent, and panels by route and status agree.
 
-    Takes about a minute. The panels show rates: added up over time they are the number of requests,
+    Takes about two minutes. The panels show rates: added up over time they are the number of requests,
     to a few percent.
 
     Args:
@@ -281,7 +292,7 @@ def check_figures(grafana: Grafana, app: str) -> None:
         30,
         lambda: f"sent {dict(sent)}, counted {dict(counted(grafana) - before)}",
     )
-    time.sleep(5 * STEP)  # a rate looks back four scrapes: after these it is 0 again
+    time.sleep(RATE_WINDOW + 2 * STEP)  # after these the rates are 0 again
     for title, label, place in (
         ("Requests by route", "route", 0),
         ("Requests by cache status", "cache", 2),
