@@ -273,7 +273,7 @@ def counted(grafana: Grafana) -> Answers:
 def check_figures(grafana: Grafana, app: str) -> None:
     """Counters through Grafana grow by exactly what is sent, and panels by route and status agree.
 
-    Takes about two minutes. The panels show rates: added up over time they are the number of requests,
+    Takes about two minutes. The panels show rates: their sum over time is the number of requests,
     to a few percent.
 
     Args:
