@@ -1,18 +1,37 @@
-"""gunicorn's gthread worker, accepting a connection only when a thread is free for it.
+"""gunicorn's gthread worker without three of its faults.
 
-The stock worker accepts up to `worker_connections` connections, idle ones included, however busy
-its threads are. If that number is high, requests queue unseen behind its busy threads while other
-workers are free and the listen backlog is empty. If it is low, idle connections that nginx keeps
-open use it up, and a worker with free threads accepts no more requests. This worker does not count
-idle connections. So nginx can keep its connections open, and further requests wait in the backlog
-for the first worker that is free.
+- The stock worker accepts up to `worker_connections` connections, idle ones included, however busy
+  its threads are. If that number is high, requests queue unseen behind its busy threads while other
+  workers are free and the listen backlog is empty. If it is low, idle connections that nginx keeps
+  open use it up, and a worker with free threads accepts no more requests. This worker does not
+  count idle connections. So nginx can keep its connections open, and further requests wait in the
+  backlog for the first worker that is free.
+- It promises to keep a connection open, and then closes it if the application left more than 64 KiB
+  of the request's body unread. By then nginx has sent another request on it, which fails.
+- Its main thread waits up to two seconds for a client to close a connection that the worker closes.
+  Meanwhile it accepts no requests.
 """
 
-from gunicorn.workers.gthread import ThreadWorker
+import socket
+import sys
+import time
+from collections import deque
+from functools import partial
+from selectors import EVENT_READ
+
+from gunicorn.workers.gthread import DEFAULT_WORKER_DATA_TIMEOUT, TConn, ThreadWorker
+
+LINGER_SECONDS = 2  # as long as gunicorn waits
+RECEIVE_BYTES = 65536
 
 
 class FreeThreadWorker(ThreadWorker):
     """A gthread worker that accepts as many requests as it has threads."""
+
+    def __init__(self, *args: object) -> None:
+        """Make the worker, in the arbiter."""
+        self._lingering: deque[tuple[float, socket.socket]] = deque()  # with its deadline
+        super().__init__(*args)
 
     @property
     def worker_connections(self) -> int:
@@ -22,3 +41,55 @@ class FreeThreadWorker(ThreadWorker):
     @worker_connections.setter
     def worker_connections(self, value: int) -> None:
         """Ignore the setting here; gunicorn also uses it to limit the idle connections."""
+
+    def enqueue_req(self, conn: TConn) -> None:
+        """Have a thread handle a request."""
+        conn.close = partial(self._close, conn)
+        super().enqueue_req(conn)
+
+    def murder_pending(self) -> None:
+        """Close connections that took too long; gunicorn calls this at least once a second."""
+        super().murder_pending()
+        now = time.monotonic()
+        while self._lingering and self._lingering[0][0] < now:
+            self._end(self._lingering.popleft()[1])
+
+    def _keepalive_after(self, conn: TConn, keepalive: bool) -> bool:
+        """Read the rest of the body, and return whether the connection can stay open.
+
+        Also before it closes: with unread data, the kernel would reset the connection, and nginx
+        might lose the response. The size is nginx's business (client_max_body_size).
+        """
+        deadline = time.monotonic() + DEFAULT_WORKER_DATA_TIMEOUT
+        drained = conn.parser.finish_body(deadline=deadline, max_bytes=sys.maxsize)
+        return bool(keepalive and drained)
+
+    def _close(self, conn: TConn, *, graceful: bool = False) -> None:
+        """Close a connection; if `graceful`, after the client has closed it or LINGER_SECONDS."""
+        if not graceful:
+            TConn.close(conn)
+            return
+        conn.sock.setblocking(False)
+        try:
+            conn.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            conn.sock.close()
+            return
+        self._lingering.append((time.monotonic() + LINGER_SECONDS, conn.sock))
+        self.poller.register(conn.sock, EVENT_READ, self._discard)
+
+    def _discard(self, client: socket.socket) -> None:
+        """Read what a client sends on a connection that is being closed."""
+        try:
+            received = client.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            received = b""
+        if not received:
+            self._end(client)
+
+    def _end(self, client: socket.socket) -> None:
+        if client.fileno() >= 0:  # else it has ended before its deadline
+            self.poller.unregister(client)
+            client.close()

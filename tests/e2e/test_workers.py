@@ -181,6 +181,13 @@ def test_recycled_workers_count_as_exits(small: Stack) -> None:
         pass
 
 
+def test_posts_whose_bodies_the_app_does_not_read_all_get_their_answer(small: Stack) -> None:
+    """nginx does not send a POST again: a connection that closes unannounced costs a 502."""
+    bodies = (b"x" * 100_000 for _ in range(100))
+    answers = [requests.post(small.http, data=body, timeout=60).status_code for body in bodies]
+    assert set(answers) == {requests.codes.method_not_allowed}
+
+
 def test_memory_and_cpu_are_those_of_proc(small: Stack) -> None:
     samples = scrape(small)
     stats = [

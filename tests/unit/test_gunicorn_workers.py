@@ -1,9 +1,11 @@
 """The metrics of a real gunicorn whose workers are stuck, die, or are replaced."""
 
 import contextlib
+import http.client
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -129,6 +131,27 @@ def test_idle_connections_do_not_use_up_threads() -> None:
             wait_for_metrics(running, lambda m: total(m, IN_FLIGHT) == 4, "4 in flight")
         with running.held_requests(4):
             wait_for_metrics(running, lambda m: total(m, IN_FLIGHT) == 4, "4 others in flight")
+
+
+def test_connection_stays_usable_after_a_body_that_the_app_does_not_read() -> None:
+    with gunicorn(GUNICORN_WORKERS="1") as running:
+        connection = http.client.HTTPConnection(running.url.removeprefix("http://"), timeout=30)
+        with contextlib.closing(connection):
+            for _ in range(5):
+                connection.request("POST", "/", body=b"x" * 500_000)
+                response = connection.getresponse()
+                response.read()
+                assert (response.status, response.will_close) == (405, False)
+
+
+def test_clients_that_do_not_close_their_connections_delay_nobody() -> None:
+    with gunicorn(GUNICORN_WORKERS="1") as running, ExitStack() as clients:
+        host, _, port = running.url.removeprefix("http://").partition(":")
+        for _ in range(15):  # gunicorn's own worker would wait two seconds for each
+            client = clients.enter_context(socket.create_connection((host, int(port)), timeout=30))
+            client.sendall(b"BAD REQUEST\r\n\r\n")
+            assert client.recv(12) == b"HTTP/1.1 400"
+        assert requests.get(running.url, timeout=20).ok
 
 
 @of_every_kind
