@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-# Longer than gunicorn and nginx take to end their requests.
-SECONDS_TO_END = 40
+# Longer than gunicorn and nginx take to end their requests, unless FLASK_APP_TIMEOUT was raised.
+SECONDS_TO_END = 70
 
 
 class _Stat(NamedTuple):
@@ -47,9 +47,10 @@ def session(leader: int) -> list[int]:
     return [pid for pid in pids if (stat := _stat(pid)) and stat.session == leader and alive(pid)]
 
 
-def end(pids: list[int]) -> None:
-    """End these processes, by force where they take too long, and return when they are gone."""
-    for number, seconds in ((signal.SIGTERM, SECONDS_TO_END), (signal.SIGKILL, 5)):
+def end(pids: list[int], *, now: bool = False) -> None:
+    """End these processes and return when they are gone; kill those that are late, or all `now`."""
+    gently = () if now else ((signal.SIGTERM, SECONDS_TO_END),)
+    for number, seconds in (*gently, (signal.SIGKILL, 5)):
         for pid in filter(alive, pids):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)

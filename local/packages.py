@@ -41,6 +41,7 @@ SERVICE_REQUIREMENTS = (
 TOP_REQUIREMENTS = SERVICE_REQUIREMENTS[-1]
 # Our own packages; what they depend on is in the requirements above.
 SERVICE_PACKAGES = (ROOT / "flask" / "telemetry", ROOT / "nginx" / "access_exporter")
+LOCK_REQUIREMENTS = ROOT / "local" / "requirements-lock.txt"
 TEST_REQUIREMENTS = (ROOT / "tests" / "requirements.txt",)
 APT = (
     "apt-get",
@@ -56,6 +57,11 @@ APT = (
 )
 
 ARCHIVES = LOCAL / "apt/archives"
+# What apt-get and pip say if a name or an address can't be reached.
+NO_NETWORK = (
+    r"could not resolve|temporary failure|name resolution|network is unreachable|no route to host"
+    r"|could not connect|connection (refused|timed out)|failed to establish a new connection"
+)
 
 RELOCATED = {
     "prometheus": "/usr/share/prometheus/web",
@@ -73,9 +79,9 @@ def ensure_programs(progress: Progress) -> None:
     """
     BIN.mkdir(parents=True, exist_ok=True)
     if any(ARCHIVES.glob("*.deb")):
-        progress("unpacking what was left packed by a start that was interrupted")
+        progress("unpacking packages that an interrupted start had fetched")
         _unpack_archives()
-    missing = [program for program in PROGRAMS if not _link(program)]
+    missing = _link_all(progress)
     if not missing:
         return
     packages = sorted({PROGRAMS[program][1] for program in missing})
@@ -86,7 +92,7 @@ def ensure_programs(progress: Progress) -> None:
         )
     progress(f"fetching {', '.join(packages)} from the distribution's packages")
     _unpack(packages)
-    missing = [program for program in missing if not _link(program)]
+    missing = _link_all(progress)
     if missing:
         raise StackError(f"the packages {packages} hold no {', '.join(missing)}: use Docker")
 
@@ -103,6 +109,11 @@ def ensure_python(progress: Progress, *, tests: bool) -> None:
 def ensure_top(progress: Progress) -> None:
     """Have what `./stack top` needs in `.local/venv`: no more, where containers run the stack."""
     _ensure_requirements(TOP_REQUIREMENTS, progress)
+
+
+def ensure_lock(progress: Progress) -> None:
+    """Have what `./stack lock` needs in `.local/venv`."""
+    _ensure_requirements(LOCK_REQUIREMENTS, progress)
 
 
 def mime_types() -> Path:
@@ -123,32 +134,50 @@ def mime_types() -> Path:
     raise StackError(f"no mime.types of {nginx} in {' or '.join(map(str, folders))}: use Docker")
 
 
-def _link(program: str) -> bool:
-    """Link `.local/bin/<program>` to where the program is; False where it is nowhere."""
-    folders = [PACKAGES / "usr/bin", PACKAGES / "usr/sbin"]
-    # An ordinary user's PATH often lacks sbin, where nginx is.
-    search = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", *map(str, folders)])
-    link = BIN / program
-    if link.exists():
-        return True
+def programs() -> dict[str, Path]:
+    """Where each program of PROGRAMS is now; those that are nowhere are left out."""
+    found = {program: _find(program) for program in PROGRAMS}
+    return {program: path for program, path in found.items() if path}
+
+
+def _find(program: str) -> Path | None:
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    # Not our own links; an ordinary user's PATH often lacks sbin, where nginx is.
+    folders = [folder for folder in folders if folder and Path(folder) != BIN]
+    folders += ["/usr/sbin", str(PACKAGES / "usr/bin"), str(PACKAGES / "usr/sbin")]
     for name in PROGRAMS[program][0]:
-        found = shutil.which(name, path=search)
-        if found:
-            link.unlink(missing_ok=True)
-            link.symlink_to(found)
-            return True
-    return False
+        if found := shutil.which(name, path=os.pathsep.join(folders)):
+            return Path(found)
+    return None
+
+
+def _link_all(progress: Progress) -> list[str]:
+    """Link each program into `.local/bin`; returns those that are nowhere."""
+    found = programs()
+    for program, path in found.items():
+        link = BIN / program
+        if link.is_symlink() and link.readlink() == path:
+            continue
+        if link.exists():
+            progress(f"{program} is now {path}, no longer {link.readlink()}")
+        link.unlink(missing_ok=True)
+        link.symlink_to(path)
+    return [program for program in PROGRAMS if program not in found]
 
 
 def _unpack(packages: list[str]) -> None:
     """Fetch packages, with those of their dependencies that the system lacks, and unpack them."""
     (LOCAL / "apt/lists/partial").mkdir(parents=True, exist_ok=True)
     (ARCHIVES / "partial").mkdir(parents=True, exist_ok=True)
-    _run([*APT, "update"], "apt-get could not read the package lists")
-    _run(
-        [*APT, "install", "--yes", "--download-only", "--no-install-recommends", *packages],
-        "apt-get could not fetch the packages",
-    )
+    # It succeeds if lists could not be fetched, and the install then blames the packages.
+    updated = _run([*APT, "update"], "apt-get could not read the package lists")
+    install = [*APT, "install", "--yes", "--download-only", "--no-install-recommends", *packages]
+    try:
+        _run(install, "apt-get could not fetch the packages")
+    except StackError as error:
+        if not updated.strip():
+            raise
+        raise StackError(_explain("apt-get could not read the package lists", updated)) from error
     _unpack_archives()
 
 
@@ -219,8 +248,8 @@ def _install_once(path: Path, content: bytes, options: list[str], progress: Prog
 def _ensure_venv(progress: Progress) -> Path:
     """A virtual environment with pip, also where Debian's python3-venv is not installed."""
     python = VENV / "bin" / "python"
-    mark = VENV / "pip-works"
-    if mark.is_file() and mark.read_text() == _venv_identity():
+    stamp = VENV / "pip-works"
+    if stamp.is_file() and stamp.read_text() == _venv_identity():
         return python
     progress("making a virtual environment in .local/venv")
     shutil.rmtree(VENV, ignore_errors=True)
@@ -229,7 +258,7 @@ def _ensure_venv(progress: Progress) -> Path:
     if not has_pip:
         wheel = _pip_wheel()
         _run([str(python), f"{wheel}/pip", "install", "--quiet", str(wheel)], "pip did not start")
-    mark.write_text(_venv_identity())
+    stamp.write_text(_venv_identity())
     return python
 
 
@@ -250,11 +279,18 @@ def _pip_wheel() -> Path:
     return wheels[0]
 
 
-def _run(command: list[str], failure: str) -> None:
-    """Run a command quietly; where it fails, raise StackError with what it said."""
+def _run(command: list[str], failure: str) -> str:
+    """Run a command quietly and return its output; if it fails, raise StackError with its end."""
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
     if done.returncode != 0:
-        tail = "\n".join(done.stdout.strip().splitlines()[-10:])
-        raise StackError(f"{failure}:\n{tail}")
+        raise StackError(_explain(failure, done.stdout))
+    return done.stdout
+
+
+def _explain(failure: str, output: str) -> str:
+    if re.search(NO_NETWORK, output, re.IGNORECASE):
+        failure += ". The network, or a proxy's setting, seems to be the cause"
+    tail = "\n".join(output.strip().splitlines()[-10:])
+    return f"{failure}:\n{tail}"

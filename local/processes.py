@@ -8,29 +8,29 @@ import http.client
 import json
 import os
 import re
-import socket
+import shutil
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from local import orphans
-from local.settings import (
-    ROOT,
-    SERVICES,
-    VENV,
-    Service,
-    StackError,
-    environment,
-    grafana_program,
-    ports,
-)
+from local.excerpt import excerpt, not_loaded
+from local.settings import ROOT, SERVICES, VENV, Service, StackError, environment
+from local.versions import Program, running_programs
 
 CONFIG = ROOT / "local" / "supervisord.conf"
 SUPERVISORD, SUPERVISORCTL = (VENV / "bin" / name for name in ("supervisord", "supervisorctl"))
 # The longest path Linux takes for a Unix socket, less the suffix supervisor adds in making one.
 LONGEST_SOCKET_PATH = 107 - len(".2147483647")
+STATUS_LINE = re.compile(r"(?P<name>\S+)\s+(?P<state>[A-Z]+)(?:\s+pid (?P<pid>\d+))?")
+ENDED = ("BACKOFF", "EXITED")
+ENDS_EARLY = ("nginx-exporter",)  # if nginx does not answer yet; supervisor starts it again
+# The app answers, but not its health check. It may still be loading, so this is not final at once.
+REFUSED = re.compile(r"HTTP Error (4\d\d)")
+REFUSED_WITHIN = 3.0  # seconds
+SILENT_STOP = 1.0  # seconds that a service may take to stop before the user is told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +38,10 @@ class Status:
     """A service as `./stack status` shows it."""
 
     name: str
-    state: str
+    state: str  # supervisor's word, such as RUNNING or BACKOFF
+    pid: int  # 0 if it does not run
     address: str
-    problem: str  # what the health check met; empty where all is well
+    problem: str  # what the health check met; empty if it passed
 
     @property
     def healthy(self) -> bool:
@@ -54,6 +55,7 @@ class Processes:
     def __init__(self, run: Path) -> None:
         self.run = run
         self._saved = run / "environment.json"
+        self._programs = run / "programs.json"
 
     @property
     def running(self) -> bool:
@@ -83,38 +85,67 @@ class Processes:
         """Start supervisord and with it every service, with the user's settings.
 
         Raises:
-            StackError: a port is in use, or a setting or configuration file is wrong.
+            StackError: a configuration file is wrong, or supervisord does not start.
         """
-        self.refuse_orphans()
-        check_ports(values)
-        (self.run / "logs").mkdir(parents=True, exist_ok=True)
         env = environment(values, self.run)
+        programs = running_programs(env)
+        env["PROMETHEUS_OPTIONS"] = _prometheus_options(programs["prometheus"].version)
+        self._put_logs_aside()
         _run([VENV / "bin" / "python", "-m", "local.render"], env, "the configuration is not valid")
         self._saved.touch(mode=0o600)  # it can hold secrets from the user's settings
         self._saved.write_text(json.dumps(env))
+        saved = {service: dataclasses.astuple(program) for service, program in programs.items()}
+        self._programs.write_text(json.dumps(saved))
         _run([SUPERVISORD, "-c", CONFIG], env, "supervisord did not start")
 
-    def stop(self) -> None:
-        """End every process, last started first, and wait until all are gone."""
+    def stop(self, progress: Callable[[str], None], *, now: bool = False) -> None:
+        """End every process, last started first, and wait until all are gone.
+
+        Args:
+            progress: is called when requests under way make this take long.
+            now: kill them; requests under way are cut off. Ctrl-C while waiting does the same.
+        """
         pid = int(self._control("pid").stdout)
-        self._control("shutdown")
-        while orphans.alive(pid):
-            time.sleep(0.05)
-        orphans.end(orphans.session(pid))
+        try:
+            if not now:
+                self._drain(pid, progress)
+            orphans.end(orphans.session(pid), now=now)
+        except KeyboardInterrupt:
+            progress("ending everything at once")
+            orphans.end(orphans.session(pid), now=True)
         self._saved.unlink(missing_ok=True)
+
+    def _drain(self, supervisord: int, progress: Callable[[str], None]) -> None:
+        pids = {name: pid for name, (_, pid) in self._states().items() if pid}
+        limit = self.saved_environment()["FLASK_APP_TIMEOUT"]
+        self._control("shutdown")
+        since: dict[str, float] = {}
+        while orphans.alive(supervisord):
+            remaining = {name for name, pid in pids.items() if orphans.alive(pid)}
+            # The last to be stopped, one after the other.
+            if remaining and remaining <= {"nginx-proxy", "flask-app"}:
+                service = max(remaining)
+                began = since.setdefault(service, time.monotonic())
+                if began and time.monotonic() - began > SILENT_STOP:
+                    since[service] = 0  # reported
+                    progress(
+                        f"{service} is finishing its requests, which can take {limit} s; "
+                        "Ctrl-C, or ./stack down --now, cuts them off"
+                    )
+            time.sleep(0.05)
 
     def refuse_orphans(self) -> None:
         """Raise StackError where processes of a supervisord that was killed run on."""
         if pids := orphans.find(self.run):
             raise StackError(
-                "processes of this stack still run, without the supervisord that started them "
-                f"({', '.join(map(str, pids))}): end them by ./stack down"
+                "orphaned processes of this stack still run; the supervisord that started them "
+                f"was killed ({', '.join(map(str, pids))}): end them by ./stack down"
             )
 
-    def end_orphans(self) -> bool:
+    def end_orphans(self, *, now: bool = False) -> bool:
         """End the processes of a supervisord that was killed; whether there were any."""
         pids = orphans.find(self.run)
-        orphans.end(pids)
+        orphans.end(pids, now=now)
         self._saved.unlink(missing_ok=True)
         return bool(pids)
 
@@ -131,14 +162,14 @@ class Processes:
     def statuses(self) -> list[Status]:
         """Every service with supervisor's state and the answer of its health check."""
         env = self.saved_environment()
-        states = dict(self._states())
+        states = self._states()
         services = [service for service in SERVICES if service.name in states]
         with concurrent.futures.ThreadPoolExecutor() as pool:
             problems = pool.map(lambda service: check(url(service, env)), services)
         return [
             Status(
                 service.name,
-                states[service.name],
+                *states[service.name],
                 f"http://127.0.0.1:{env[service.port_variable]}",
                 problem,
             )
@@ -146,31 +177,34 @@ class Processes:
         ]
 
     def wait_until_healthy(self, seconds: float, progress: Callable[[str], None]) -> None:
-        """Wait for every health check to pass, telling of each that does.
+        """Wait for every health check to pass, and report each that does.
 
         Raises:
-            StackError: a service gave up or was not healthy in time; with its last log lines.
+            StackError: a service ended, or was not healthy in time; with its log, readable.
         """
-        deadline = time.monotonic() + seconds
-        reported: set[str] = set()
+        start = _Start(seconds)
+        healthy: set[str] = set()
         while True:
             statuses = self.statuses()
             for status in statuses:
-                if status.healthy and status.name not in reported:
+                if status.healthy and status.name not in healthy:
                     progress(f"{status.name} is healthy")
-                    reported.add(status.name)
-            if all(status.healthy for status in statuses):
+                    healthy.add(status.name)
+            if statuses and all(status.healthy for status in statuses):
                 return
-            failed = [status for status in statuses if status.state == "FATAL"]
-            late = [status for status in statuses if not status.healthy]
-            if failed or time.monotonic() > deadline:
-                status = (failed or late)[0]
-                why = ", ".join(filter(None, (status.state, status.problem)))
-                raise StackError(
-                    f"{status.name} is not healthy ({why}); its log ends with:\n"
-                    + self._log_tail(status.name)
-                )
+            for status in statuses:
+                if failure := start.failure(status, self._log_text(status.name)):
+                    raise StackError(f"{failure}\n{self._excerpt(status.name)}")
+            if start.is_late() and not statuses:
+                raise StackError(f"supervisor runs no service:\n{self._excerpt('supervisord')}")
             time.sleep(0.1)
+
+    def programs(self) -> dict[str, Program]:
+        """What ran each service when the stack was last started."""
+        if not self._programs.is_file():
+            return {}
+        saved = json.loads(self._programs.read_text())
+        return {service: Program(*program) for service, program in saved.items()}
 
     def saved_environment(self) -> dict[str, str]:
         """The environment the running stack was started with."""
@@ -185,23 +219,81 @@ class Processes:
         """The file that holds what a service printed."""
         return self.run / "logs" / f"{service}.log"
 
-    def _states(self) -> Iterator[tuple[str, str]]:
+    def logged_services(self) -> list[str]:
+        """The services that printed something in the last run."""
+        return [service.name for service in SERVICES if self.log(service.name).is_file()]
+
+    def _put_logs_aside(self) -> None:
+        """Begin this run's logs anew; those of the run before stay until the next start."""
+        logs = self.run / "logs"
+        previous = logs / "previous"
+        shutil.rmtree(previous, ignore_errors=True)
+        previous.mkdir(parents=True)
+        for path in logs.glob("*.log*"):
+            path.rename(previous / path.name)
+
+    def _states(self) -> dict[str, tuple[str, int]]:
+        """The state and the process id of each service."""
+        states = {}
         for line in self._control("status").stdout.splitlines():
-            name, state, *_ = line.split()
-            if state != "STOPPED" or name != "grafana":
-                yield name, state
+            found = STATUS_LINE.match(line)
+            if found and (found["state"] != "STOPPED" or found["name"] != "grafana"):
+                states[found["name"]] = (found["state"], int(found["pid"] or 0))
+        return states
 
     def _control(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [SUPERVISORCTL, "-c", CONFIG, *arguments]
         return _output(command, self.saved_environment())
 
-    def _log_tail(self, service: str) -> str:
-        # What was never started has left nothing: then supervisor knows why.
-        for path in (self.log(service), self.log("supervisord")):
-            lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
-            if lines:
-                break
-        return "\n".join(f"  {line}" for line in lines[-10:])
+    def _excerpt(self, service: str) -> str:
+        # A service that never started has no log: then supervisor's own says why.
+        return excerpt(self._log_text(service).strip() or self._log_text("supervisord"))
+
+    def _log_text(self, service: str) -> str:
+        path = self.log(service)
+        return path.read_text(errors="replace") if path.is_file() else ""
+
+
+class _Start:
+    """Judges, while services start, which of them will not become healthy."""
+
+    def __init__(self, seconds: float) -> None:
+        self._deadline = time.monotonic() + seconds
+        self._seconds = seconds
+        self._pids: dict[str, int] = {}
+        self._refusing_since: dict[str, float] = {}
+
+    def is_late(self) -> bool:
+        return time.monotonic() > self._deadline
+
+    def failure(self, status: Status, log: str) -> str:
+        """Why a service has failed; empty as long as it may still become healthy."""
+        if status.pid:
+            first = self._pids.setdefault(status.name, status.pid)
+        ended = status.state in ENDED or (status.pid and status.pid != first)
+        ended = ended and status.name not in ENDS_EARLY
+        if ended or status.state == "FATAL" or (not status.healthy and not_loaded(log)):
+            return f"{status.name} failed to start. Its log says:"
+        if status.healthy:
+            return ""
+        refused = REFUSED.search(status.problem) if status.name == "flask-app" else None
+        if refused:
+            since = self._refusing_since.setdefault(status.name, time.monotonic())
+            if time.monotonic() - since > REFUSED_WITHIN:
+                return (
+                    f"the app answers its health check with {refused[1]} instead of 200 "
+                    f"({status.problem}). It needs a route /flask-health-check that answers 200: "
+                    "see README.md, 'Put your own app in'. Its log ends with:"
+                )
+        if self.is_late():
+            why = ", ".join(filter(None, (status.state, status.problem)))
+            return f"{status.name} is not healthy after {self._seconds:.0f} s ({why}). Its log:"
+        return ""
+
+
+def _prometheus_options(version: str) -> str:
+    """Options that only this version needs: before 3, labels are expanded behind a flag."""
+    return "--enable-feature=expand-external-labels" if version.startswith("2.") else ""
 
 
 def url(service: Service, env: dict[str, str]) -> str:
@@ -239,24 +331,3 @@ def _output(command: list[str | Path], env: dict[str, str]) -> subprocess.Comple
         text=True,
         check=False,
     )
-
-
-def check_ports(values: dict[str, str]) -> None:
-    """Raise StackError naming every port that is in use, and what to set instead."""
-    taken = []
-    for name, port in ports(values).items():
-        if name == "GRAFANA_PORT" and not grafana_program(values):
-            continue
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError as error:
-                taken.append(f"  {name}={port}: {error.strerror}")
-    if taken:
-        example = taken[0].split("=")[0].strip()
-        raise StackError(
-            "these ports can't be used:\n"
-            + "\n".join(taken)
-            + f"\nSet another in .env or the shell, e.g. {example}=18080 ./stack up"
-        )

@@ -56,18 +56,20 @@ ENV_LINE = re.compile(
 LAST_PORT = 65535
 # Listeners beside a service's main one: in the containers these are fixed and never published.
 INNER_PORTS = {"FLASK_METRICS_PORT": 9200, "NGINX_STATUS_PORT": 8081}
+NEVER_PUBLISHED = (*INNER_PORTS, "NGINX_EXPORTER_PORT", "ACCESS_EXPORTER_PORT")
+DEFAULT_PORTS = {service.port_variable: service.default_port for service in SERVICES} | INNER_PORTS
 
 
 def settings() -> dict[str, str]:
     """The variables of `.env`, overridden by those of the shell.
 
-    Read as Compose reads them, but that a value is taken as it stands: `${NAME}` is not filled in.
+    Read as Compose reads them, except that `${NAME}` in a value is not replaced.
 
     Raises:
-        StackError: a line of `.env` is not NAME=VALUE.
+        StackError: `.env` is missing, not UTF-8, or a line of it is not NAME=VALUE.
     """
     values: dict[str, str] = {}
-    for number, raw in enumerate((ROOT / ".env").read_text().splitlines(), start=1):
+    for number, raw in enumerate(_env_file().splitlines(), start=1):
         line = raw.strip()
         if not line or line.startswith("#"):
             continue
@@ -78,24 +80,57 @@ def settings() -> dict[str, str]:
     return values | dict(os.environ)
 
 
-def ports(values: dict[str, str]) -> dict[str, int]:
+def _env_file() -> str:
+    try:
+        content = (ROOT / ".env").read_bytes()
+    except FileNotFoundError as error:
+        raise StackError(".env is missing: restore it (git checkout .env)") from error
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        number = content[: error.start].count(b"\n") + 1
+        raise StackError(
+            f".env, line {number}: a character is not UTF-8; save the file as UTF-8"
+        ) from error
+
+
+def ports(values: dict[str, str], *, replicas: bool = False) -> dict[str, int]:
     """The port of every service and inner listener by its variable's name.
+
+    Args:
+        values: settings.
+        replicas: FLASK_PORT may be 0 and so on, since Compose finds a free port for each replica.
 
     Raises:
         StackError: a variable holds no port number, or two of them hold the same.
     """
-    defaults = {service.port_variable: service.default_port for service in SERVICES} | INNER_PORTS
-    chosen: dict[str, int] = {}
-    for name, default in defaults.items():
-        # Compose takes a range for a service that can have replicas; here there is one.
-        text = (values.get(name) or str(default)).partition("-")[0]
-        if not text.isdecimal() or not 0 < int(text) <= LAST_PORT:
-            raise StackError(f"{name}={values[name]}: expected a port number from 1 to {LAST_PORT}")
-        for other, port in chosen.items():
-            if port == int(text):
-                raise StackError(f"{name} and {other} are both {port}: give one another port")
-        chosen[name] = int(text)
-    return chosen
+    if problems := port_problems(values, replicas=replicas):
+        raise StackError("; ".join(problems))
+    return {
+        name: int((values.get(name) or str(default)).partition("-")[0])
+        for name, default in DEFAULT_PORTS.items()
+    }
+
+
+def port_problems(values: dict[str, str], *, replicas: bool = False) -> list[str]:
+    """A message for each variable that holds no port number, or the number of another."""
+    problems = []
+    names_by_port: dict[str, str] = {}
+    for name, default in DEFAULT_PORTS.items():
+        text = values.get(name) or str(default)
+        # Compose takes a range, or 0 for any port, for a service that can have replicas.
+        ranged = name == "FLASK_PORT" and re.fullmatch(r"(\d+)-(\d+)", text, re.ASCII)
+        numbers = ranged.groups() if ranged else (text,)
+        least = 0 if replicas and name == "FLASK_PORT" else 1
+        if not all(re.fullmatch(r"\d{1,5}", each, re.ASCII) for each in numbers) or not all(
+            least <= int(each) <= LAST_PORT for each in numbers
+        ):
+            problems.append(f"{name}={text}: must be a port number from 1 to {LAST_PORT}")
+        elif other := names_by_port.get(numbers[0]):
+            problems.append(f"{name} and {other} are both {numbers[0]}: give one another port")
+        elif not replicas or name not in NEVER_PUBLISHED:
+            names_by_port[numbers[0]] = name
+    return problems
 
 
 def run_directory(values: dict[str, str]) -> Path:
@@ -119,7 +154,7 @@ def environment(values: dict[str, str], run: Path) -> dict[str, str]:
         "NGINX_USER_DIRECTIVE": "" if os.geteuid() else "user root;",
         "NGINX_METRICS_LOG": str(run / "nginx" / "access-metrics.log"),
         "PROMETHEUS_MULTIPROC_DIR": str(run / "flask-app"),
-        "PROMETHEUS_RULES_DIR": str(Path(rules).resolve()),
+        "PROMETHEUS_RULES_DIR": str((ROOT / rules).resolve()),
         "ALERTMANAGER_RUNTIME_CONFIG": str(run / "alertmanager.yml"),
         "PATH": f"{BIN}{os.pathsep}{VENV / 'bin'}{os.pathsep}{values.get('PATH', os.defpath)}",
         "PYTHONPATH": os.pathsep.join(

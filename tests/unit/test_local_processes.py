@@ -1,20 +1,17 @@
-"""What `./stack` says of services that are not healthy, and of places where they could not run."""
+"""What `./stack` says about unhealthy services, and about folders in which none can run."""
 
 from __future__ import annotations
 
 import http.server
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from local.processes import Processes, check, check_ports
-from local.settings import SERVICES, StackError
+from local.processes import Processes, check
+from local.settings import StackError
 from tests.stacks import free_port
-
-PORTS = [service.port_variable for service in SERVICES if service.name != "grafana"]
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -62,12 +59,3 @@ def test_a_health_check_goes_by_no_proxy(server: str, monkeypatch: pytest.Monkey
 def test_a_path_that_supervisor_cannot_take_is_refused(name: str) -> None:
     with pytest.raises(StackError, match="STACK_RUN_DIR"):
         Processes(Path("/run", name)).check_paths()
-
-
-def test_only_the_port_of_what_will_run_must_be_free() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        values = {"PATH": "/nowhere", "GRAFANA_PORT": str(other.getsockname()[1])}
-        values |= {name: str(free_port()) for name in PORTS}
-        check_ports(values)
-        with pytest.raises(StackError, match="PROMETHEUS_PORT="):
-            check_ports(values | {"PROMETHEUS_PORT": values.pop("GRAFANA_PORT")})

@@ -1,0 +1,233 @@
+"""Runs the stack in containers, with Docker Compose."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+
+from local.console import progress, warn
+from local.excerpt import excerpt, not_loaded
+from local.settings import ROOT, StackError
+
+BASE_IMAGES = ("NGINX_IMAGE", "PYTHON_IMAGE")
+SERVICE_IMAGES = ("NGINX_EXPORTER_IMAGE", "PROMETHEUS_IMAGE", "ALERTMANAGER_IMAGE", "GRAFANA_IMAGE")
+LEAST_FREE_KILOBYTES = 32_000
+REFUSED = re.compile(r"HTTP Error (4\d\d)")
+# Health checks in a row that the app answered with an error of its own: it lacks the route.
+REFUSALS = 2
+# Where services write: a full disk there fails requests while every health check passes.
+WRITTEN = {"nginx-proxy": "/var/cache/nginx", "prometheus": "/prometheus"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Container:
+    """A container of this project."""
+
+    id: str
+    service: str
+    restarting: bool  # it waits for its next start
+    ended: bool  # since its start, at least once
+    problem: str  # what its last failed health checks said
+
+
+def engine_answers() -> bool:
+    """Whether Docker Compose is installed and an engine answers it."""
+    try:
+        for command in (["docker", "compose", "version"], ["docker", "info"]):
+            subprocess.run(command, capture_output=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return True
+
+
+def exists() -> bool:
+    """Whether this project has containers, running or not."""
+    return bool(output("ps", "--all", "--quiet"))
+
+
+def runs() -> bool:
+    """Whether containers of this project run."""
+    return bool(output("ps", "--quiet"))
+
+
+def ports_are_local() -> bool:
+    """Whether the engine publishes ports on this machine, as far as the environment tells."""
+    return os.environ.get("DOCKER_HOST", "unix://").startswith("unix://")
+
+
+def up(values: dict[str, str], *, attach: bool) -> int:
+    """Pull, build and start; returns when everything is healthy, or with `attach` when it ends.
+
+    Raises:
+        StackError: an image is missing, or a service failed; with its log, readable.
+    """
+    os.environ.setdefault("STACK_REVISION", _revision())
+    _pull(values)
+    if attach:
+        return call("up", "--build")
+    if call("build"):
+        raise StackError("an image could not be built: the lines above say why")
+    before = {container.id for container in _containers()}
+    began = time.time()
+    command = ["docker", "compose", "up", "--detach", "--wait"]
+    with subprocess.Popen(command, cwd=ROOT) as waiting:
+        try:
+            while waiting.poll() is None:
+                _refuse_failed(began, before)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    waiting.wait(1)
+        except BaseException:
+            waiting.send_signal(signal.SIGINT)
+            raise
+    if waiting.returncode:
+        _refuse_failed(began, before)
+    return waiting.returncode
+
+
+def status() -> int:
+    """Print what runs; 0 if everything is healthy."""
+    code = call("ps", "--all")
+    containers = list(_containers())
+    problems = [f"{each.service}: {each.problem}" for each in containers if each.problem]
+    problems += list(_full_disks())
+    for problem in problems:
+        warn(problem)
+    return 1 if problems else code
+
+
+def logs(services: list[str], *, follow: bool) -> int:
+    """`docker compose logs`."""
+    return call("logs", "--tail=100", *(["--follow"] if follow else []), *services)
+
+
+def down(values: dict[str, str], *, now: bool) -> int:
+    """Remove the containers; `now`, or Ctrl-C, cuts off the requests under way."""
+    if now:
+        return call("down", "--timeout", "0")
+    limit = values.get("FLASK_APP_TIMEOUT") or "65"
+    progress(
+        f"nginx-proxy and flask-app may take {limit} s each to finish their requests; "
+        "Ctrl-C, or ./stack down --now, cuts them off"
+    )
+    try:
+        return call("down")
+    except KeyboardInterrupt:
+        progress("ending everything at once")
+        return call("down", "--timeout", "0")
+
+
+def address(service: str, port: int) -> str:
+    """The URL, on this machine, of a port that Compose publishes."""
+    host, _, number = output("port", service, str(port)).strip().rpartition(":")
+    if not number:
+        raise StackError(f"{service} does not run: ./stack up")
+    everywhere = ("0.0.0.0", "[::]")  # noqa: S104
+    return f"http://{'127.0.0.1' if host in everywhere else host}:{number}"
+
+
+def call(*arguments: str) -> int:
+    """Hand over to Docker Compose."""
+    return subprocess.call(["docker", "compose", *arguments], cwd=ROOT)
+
+
+def output(*arguments: str) -> str:
+    """What Docker Compose prints."""
+    return _output("docker", "compose", *arguments)
+
+
+def _pull(values: dict[str, str]) -> None:
+    """Refresh the images to build on, and pull those that are missing."""
+    missing = []
+    for name in (*BASE_IMAGES, *SERVICE_IMAGES):
+        image = values[name]
+        here = bool(_output("docker", "image", "inspect", "--format", "{{.Id}}", image))
+        if here and name in SERVICE_IMAGES:
+            continue
+        progress(f"pulling {image}")
+        pull = ["docker", "pull", "--quiet", image]
+        done = subprocess.run(pull, capture_output=True, text=True, check=False)
+        if done.returncode and here:
+            progress(f"{image} could not be pulled, so the one on this machine is used")
+        elif done.returncode:
+            missing.append(f"  {name}={image}: {done.stderr.strip()}")
+    if missing:
+        raise StackError(
+            "\n".join(
+                (
+                    "these images are not on this machine and can't be pulled:",
+                    *missing,
+                    "./stack up --local runs the same stack without them",
+                )
+            )
+        )
+
+
+def _refuse_failed(since: float, before: set[str]) -> None:
+    """Raise StackError if a container ended, or its app refuses the health check.
+
+    Of those from before the start, Compose ends some itself, to replace them.
+    """
+    for container in _containers():
+        log = _output("docker", "logs", "--since", f"{since:.3f}", container.id)
+        ended = container.restarting or (container.ended and container.id not in before)
+        if ended or (container.problem and not_loaded(log)):
+            raise StackError(f"{container.service} failed to start. Its log says:\n{excerpt(log)}")
+        refused = REFUSED.search(container.problem)
+        if refused and container.service == "flask-app":
+            raise StackError(
+                f"the app answers its health check with {refused[1]} instead of 200. It needs a "
+                "route /flask-health-check that answers 200: see README.md, 'Put your own app in'. "
+                f"Its log ends with:\n{excerpt(log)}"
+            )
+
+
+def _containers() -> Iterator[Container]:
+    ids = output("ps", "--all", "--quiet").split()
+    if not ids:
+        return
+    for details in json.loads(_output("docker", "inspect", *ids) or "[]"):
+        state = details["State"]
+        checks = (state.get("Health") or {}).get("Log") or []
+        last = [check for check in checks[-REFUSALS:] if check["ExitCode"]]
+        yield Container(
+            details["Id"],
+            details["Config"]["Labels"]["com.docker.compose.service"],
+            restarting=state["Status"] == "restarting",
+            ended=details["RestartCount"] > 0 or state["Status"] in ("exited", "dead"),
+            problem=_last_line(last[-1]["Output"]) if len(last) == REFUSALS else "",
+        )
+
+
+def _full_disks() -> Iterator[str]:
+    for service, folder in WRITTEN.items():
+        line = output("exec", "-T", service, "df", "-Pk", folder).strip().splitlines()[-1:]
+        fields = line[0].split() if line else []
+        if len(fields) > 3 and fields[3].isdecimal() and int(fields[3]) < LEAST_FREE_KILOBYTES:  # noqa: PLR2004
+            yield f"the disk is full: {int(fields[3]) // 1024} MB are free for {service}'s {folder}"
+
+
+def _last_line(text: str) -> str:
+    return text.strip().rpartition("\n")[2]
+
+
+def _revision() -> str:
+    """Git's name for what is built; empty outside git."""
+    return _output("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD").strip()
+
+
+def _output(*command: str) -> str:
+    """What a command prints; nothing if it does not exist. Errors go unseen."""
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, errors="replace", check=False
+        )
+    except OSError:
+        return ""
+    return done.stdout

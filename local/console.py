@@ -1,0 +1,18 @@
+"""What `./stack` prints while it works."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+_START = time.monotonic()
+
+
+def progress(message: str) -> None:
+    """Print a step, after the seconds since the start."""
+    print(f"[{time.monotonic() - _START:5.1f} s] {message}", flush=True)
+
+
+def warn(message: str) -> None:
+    """Print what the user should know, and what to do about it."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)

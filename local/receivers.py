@@ -1,0 +1,163 @@
+"""Whom alerts reach, and whether a test alert gets there."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from local.settings import ROOT, StackError
+
+# The variable that switches a receiver on, and Alertmanager's name for that kind.
+RECEIVERS = {
+    "ALERT_WEBHOOK_URL": ("webhook", "webhook"),
+    "ALERT_SLACK_URL": ("Slack", "slack"),
+    "ALERT_EMAIL_TO": ("e-mail to {}", "email"),
+    "ALERT_WATCHDOG_URL": ("dead man's switch (Watchdog only)", "webhook"),
+}
+# Of each attempt; the counters of notifications count a failure only when the last retry failed.
+TRIED = re.compile(r'alertmanager_notification_requests_total\{.*integration="(\w+)".*\} (\S+)')
+FAILED = re.compile(
+    r'alertmanager_notification_requests_failed_total\{.*integration="(\w+)".*\} (\S+)'
+)
+NOTIFIED_WITHIN = 30.0  # seconds; Alertmanager waits 5 s for further alerts of the group
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # on this machine: no proxy
+
+
+def known_names() -> set[str]:
+    """The variables that Alertmanager's configuration and the receivers' templates read."""
+    folder = ROOT / "prometheus"
+    texts = [(folder / "alertmanager.yml").read_text()]
+    texts += [path.read_text() for path in (folder / "receivers").iterdir()]
+    return set(re.findall(r"ALERT_[A-Z_]+", "\n".join(texts)))
+
+
+def secrets_folder(values: dict[str, str]) -> Path:
+    """Where secret settings are, one file each."""
+    return ROOT / (values.get("ALERT_SECRETS_DIR") or "prometheus/secrets")
+
+
+def unknown_files(values: dict[str, str]) -> list[str]:
+    """Files among the secrets whose names no receiver reads: misspelled ones, probably."""
+    folder = secrets_folder(values)
+    known = {name.lower() for name in known_names()}
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(name for name in names if name not in known and not name.startswith("."))
+
+
+def setting(values: dict[str, str], name: str) -> str:
+    """A setting of the receivers, from its variable or from its file among the secrets."""
+    try:
+        return values.get(name) or (secrets_folder(values) / name.lower()).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def configured(values: dict[str, str]) -> dict[str, str]:
+    """The receivers that are switched on: Alertmanager's kind by description."""
+    found = {}
+    for name, (description, kind) in RECEIVERS.items():
+        if value := setting(values, name):
+            found[description.format(value)] = kind
+    return found
+
+
+def describe(values: dict[str, str]) -> list[str]:
+    """Lines that say who is told of alerts, and which files among the secrets are not read."""
+    people = (
+        ", ".join(configured(values)) or "nobody (see docs/alerts.md); only the pages show them"
+    )
+    lines = [f"alerts go to: {people}"]
+    for name in unknown_files(values):
+        names = ", ".join(sorted(each.lower() for each in known_names()))
+        lines.append(
+            f"warning: {secrets_folder(values) / name} is not read; names that are: {names}"
+        )
+    return lines
+
+
+def send_test_alert(
+    alertmanager: str, values: dict[str, str], progress: Callable[[str], None]
+) -> bool:
+    """Send an alert through Alertmanager to every receiver that is set.
+
+    Args:
+        alertmanager: URL of the running Alertmanager.
+        values: settings.
+        progress: is called with each step and result.
+
+    Returns:
+        Whether every receiver accepted it.
+
+    Raises:
+        StackError: no receiver is set, or Alertmanager refuses the alert.
+    """
+    # The Watchdog's receiver gets nothing but the Watchdog.
+    kinds = {kind for name, kind in configured(values).items() if "Watchdog" not in name}
+    if not kinds:
+        raise StackError("no receiver is set, so alerts reach nobody: docs/alerts.md says how")
+    before = _counts(alertmanager)
+    _post(alertmanager)
+    progress(f"sent; waiting for {', '.join(sorted(kinds))} to accept it")
+    accepted: set[str] = set()
+    refused: set[str] = set()
+    deadline = time.monotonic() + NOTIFIED_WITHIN
+    while accepted | refused < kinds and time.monotonic() < deadline:
+        time.sleep(0.5)
+        now = _counts(alertmanager)
+        for kind in kinds - accepted - refused:
+            if now[1].get(kind, 0) > before[1].get(kind, 0):
+                refused.add(kind)
+                progress(f"{kind}: NOT accepted; ./stack logs alertmanager says why")
+            elif now[0].get(kind, 0) > before[0].get(kind, 0):
+                accepted.add(kind)
+                progress(f"{kind}: accepted")
+    for kind in sorted(kinds - accepted - refused):
+        progress(f"{kind}: no answer within {NOTIFIED_WITHIN:.0f} s; see ./stack logs alertmanager")
+    return accepted == kinds
+
+
+def _post(alertmanager: str) -> None:
+    now = datetime.now(UTC)
+    alert = {
+        "labels": {
+            "alertname": "TestAlert",
+            "severity": "page",
+            "sent": now.isoformat(timespec="seconds"),  # a new one each time
+        },
+        "annotations": {
+            "summary": "This is a test.",
+            "description": "./stack test-alert sent it; nothing is wrong.",
+        },
+        "endsAt": (now + timedelta(minutes=1)).isoformat(),
+    }
+    request = urllib.request.Request(
+        f"{alertmanager}/api/v2/alerts",
+        json.dumps([alert]).encode(),
+        {"Content-Type": "application/json"},
+    )
+    try:
+        OPENER.open(request, timeout=10).close()
+    except (OSError, urllib.error.URLError) as error:
+        raise StackError(f"Alertmanager did not take the alert: {error}") from error
+
+
+def _counts(alertmanager: str) -> tuple[dict[str, float], dict[str, float]]:
+    """How many requests to receivers succeeded, and how many failed, by kind."""
+    with OPENER.open(f"{alertmanager}/metrics", timeout=10) as response:
+        lines = response.read().decode().splitlines()
+    tried, failed = _sum(lines, TRIED), _sum(lines, FAILED)
+    return {kind: count - failed.get(kind, 0) for kind, count in tried.items()}, failed
+
+
+def _sum(lines: list[str], pattern: re.Pattern[str]) -> dict[str, float]:
+    totals: dict[str, float] = {}
+    for line in lines:
+        if found := pattern.match(line):
+            totals[found[1]] = totals.get(found[1], 0) + float(found[2])
+    return totals
