@@ -127,16 +127,60 @@ def test_a_port_in_use_is_named_with_what_to_set_and_nothing_starts() -> None:
     other.down()
 
 
-def test_a_service_that_cannot_start_is_shown_with_its_log() -> None:
-    broken = LocalStack({"GUNICORN_WORKERS": "many"})
+def test_wrong_settings_are_refused_before_anything_starts() -> None:
+    wrong = LocalStack({"GUNICORN_WORKERS": "many", "PROMETHEUS_RETENTION_TIME": "banana"})
     try:
-        done = run_stack(broken, "up", "--local")
-        assert done.returncode == 1
-        assert "flask-app is not healthy" in done.stderr
-        assert "GUNICORN_WORKERS" in done.stderr
-        assert processes_of(broken.run) == []
+        for arguments in (["up", "--local"], ["up"]):
+            done = run_stack(wrong, *arguments)
+            assert done.returncode == 1
+            assert "GUNICORN_WORKERS" in done.stderr
+            assert "PROMETHEUS_RETENTION_TIME=banana" in done.stderr
+            assert not any(wrong.run.iterdir())
     finally:
-        broken.down()
+        wrong.down()
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Iterator[LocalStack]:
+    """A stack whose app imports a package that is not installed."""
+    (tmp_path / "broken.py").write_text("import no_such_package\n")
+    (tmp_path / "unchecked.py").write_text("from flask import Flask\napp = Flask(__name__)\n")
+    stack = LocalStack({"WSGI_APP": "broken:app"})
+    stack.python_path = tmp_path
+    yield stack
+    stack.down()
+
+
+def test_an_app_that_does_not_load_is_shown_alone_and_its_log_stays(broken: LocalStack) -> None:
+    done = run_stack(broken, "up", "--local")
+    assert done.returncode == 1
+    assert "flask-app failed to start" in done.stderr
+    assert "ModuleNotFoundError: No module named 'no_such_package'" in done.stderr.splitlines()[-2]
+    assert "\\n" not in done.stderr
+    assert "not healthy after" not in done.stderr  # it did not wait for that
+    assert processes_of(broken.run) == []
+    logs = run_stack(broken, "logs", "flask-app")
+    assert "no_such_package" in logs.stdout
+    assert "last run" in logs.stderr
+
+
+def test_an_app_without_a_health_check_is_told_so(broken: LocalStack) -> None:
+    broken.settings["WSGI_APP"] = "unchecked:app"
+    done = run_stack(broken, "up", "--local")
+    assert done.returncode == 1
+    assert "404 instead of 200" in done.stderr
+    assert "/flask-health-check" in done.stderr
+    assert "not healthy after" not in done.stderr
+
+
+def test_a_start_shows_only_its_own_lines(broken: LocalStack) -> None:
+    log = broken.run / "logs" / "flask-app.log"
+    log.parent.mkdir()
+    log.write_text("of the run before\n")
+    done = run_stack(broken, "up", "--local")
+    assert "of the run before" not in done.stderr
+    assert "of the run before" not in run_stack(broken, "logs", "flask-app").stdout
+    assert (log.parent / "previous" / log.name).read_text() == "of the run before\n"
 
 
 def test_what_a_killed_supervisord_leaves_is_told_and_ended() -> None:
