@@ -152,7 +152,10 @@ def _download_rest(url: str, archive: Path, progress: Progress) -> None:
     with answer:
         if answer.status != http.HTTPStatus.PARTIAL_CONTENT:
             have = 0
-        total = have + int(answer.headers["Content-Length"])
+        length = answer.headers["Content-Length"]
+        if not length:
+            raise ConnectionError("the server does not say how long the file is")
+        total = have + int(length)
         progress(f"fetching {total / MEGABYTE:.0f} MB from {url}")
         if have:
             progress(f"continuing after the first {have / MEGABYTE:.0f} MB")
