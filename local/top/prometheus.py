@@ -10,7 +10,7 @@ import urllib.parse
 import urllib.request
 from typing import Any
 
-TIMEOUT = 5.0  # seconds
+TIMEOUT = 20.0  # seconds
 
 Labels = dict[str, str]
 

@@ -321,6 +321,28 @@ def test_the_terminal_is_as_before_however_the_view_ends(
         assert b"\x1b[?25h" in view.output  # with its cursor
 
 
+def test_ctrl_z_gives_the_terminal_back_until_the_view_goes_on(local: LocalStack) -> None:
+    command, env = top(local)
+    shell = ["bash", "--norc", "-i"]
+    with terminal(shell, env | {"PS1": "prompt> ", "HISTFILE": "/dev/null"}) as view:
+        view.wait_for("prompt>")
+        view.press(f"{command[0]} top\n")
+        view.wait_for("q quit")
+        view.press("\x1a")
+        view.wait_for("Stopped")
+        view.press("stty -a | grep -c ' icanon'; clear\n")
+        view.wait_for("Stopped", gone=True)
+        view.press("fg\n")
+        view.wait_for("q quit")
+        view.press("q")
+        view.wait_for("prompt>")
+        view.press("exit\n")
+        assert view.wait() == 0
+        assert re.search(
+            rb"[\r\n]1\r\n", view.output
+        )  # keys were read as lines while it was stopped
+
+
 def test_a_terminal_that_becomes_narrow_and_low_is_filled_anew(local: LocalStack) -> None:
     with terminal(*top(local)) as view:
         view.wait_for("Memory")
