@@ -92,7 +92,7 @@ def prometheus(folder: Path) -> Iterator[tuple[Prometheus, int]]:
 
 
 def measured(pid: int, action: Callable[[], object]) -> float:
-    """The median of the CPU seconds that an action costs a process; other load changes it little."""
+    """The median CPU seconds that an action costs a process: other load changes it little."""
 
     def used() -> float:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -338,9 +338,7 @@ def test_ctrl_z_gives_the_terminal_back_until_the_view_goes_on(local: LocalStack
         view.wait_for("prompt>")
         view.press("exit\n")
         assert view.wait() == 0
-        assert re.search(
-            rb"[\r\n]1\r\n", view.output
-        )  # keys were read as lines while it was stopped
+        assert re.search(rb"[\r\n]1\r\n", view.output)  # keys made lines again
 
 
 def test_a_terminal_that_becomes_narrow_and_low_is_filled_anew(local: LocalStack) -> None:
