@@ -1,13 +1,15 @@
 """The app of faulty.py, with requests that last until the test releases them, and ones that fail.
 
 `?gate=PATH` holds a request as long as that file exists. `?raise=TEXT` logs TEXT and raises it.
+`?break=TEXT` streams TEXT, and then raises.
 """
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from faulty import app
-from flask import request
+from flask import Response, request
 
 
 @app.before_request
@@ -24,3 +26,15 @@ def fail() -> None:
     if "raise" in request.args:
         app.logger.warning("about to raise %s", request.args["raise"])
         raise RuntimeError(request.args["raise"])
+
+
+@app.before_request
+def break_off() -> Response | None:
+    """Stream the argument, and raise before the response is complete."""
+    text = request.args.get("break")
+
+    def stream() -> Iterator[str]:
+        yield text
+        raise RuntimeError("broken off")
+
+    return Response(stream()) if text else None

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import requests
 
 from gunicorn_flask_telemetry import __version__
 from tests.gunicorns import Gunicorn, gunicorn, idle_metrics, total, wait_for_metrics
@@ -37,13 +38,13 @@ def test_pytest_xdist_runs_these_tests_in_one_process(request: pytest.FixtureReq
     assert request.node.nodeid.endswith("@gunicorn-requests")
 
 
-def difference(running: Gunicorn, ask: object, requests: int = 1) -> dict[str, float]:
-    """Return what changed in the metrics after calling `ask` and counting `requests` more."""
+def difference(running: Gunicorn, ask: object) -> dict[str, float]:
+    """Return what changed in the metrics after calling `ask` and counting one request more."""
     before = idle_metrics(running)
     ask()
     name = "gunicorn_worker_requests_total"
     after = wait_for_metrics(
-        running, lambda m: total(m, name) == total(before, name) + requests, "the count"
+        running, lambda m: total(m, name) == total(before, name) + 1, "the count"
     )
     changed = {series: value - before.get(series, 0) for series, value in after.items()}
     return {series: value for series, value in changed.items() if value}
@@ -77,6 +78,16 @@ def test_exception_is_answered_with_500_and_the_route(running: Gunicorn) -> None
     changed = difference(running, lambda: answers.append(running.get("/cache-me?raise=x")))
     assert (answers[0].status_code, answers[0].headers["X-Route"]) == (500, "/cache-me")
     assert changed['flask_http_request_exceptions_total{method="GET",status="500"}'] == 1
+
+
+def test_exception_in_the_middle_of_a_response_is_counted(running: Gunicorn) -> None:
+    def ask() -> None:
+        with pytest.raises(requests.exceptions.ChunkedEncodingError):
+            running.get("/info?break=half")
+
+    changed = difference(running, ask)
+    assert changed['flask_http_request_exceptions_total{method="GET",status="200"}'] == 1
+    assert changed["flask_http_request_total" + labels("/info", 200)] == 1
 
 
 def test_duration_is_the_requests(running: Gunicorn) -> None:

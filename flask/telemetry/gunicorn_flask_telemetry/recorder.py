@@ -16,7 +16,7 @@ from typing import Any
 from gunicorn.http.message import Request
 from gunicorn.http.wsgi import Response
 from gunicorn.workers.base import Worker
-from prometheus_client import Histogram
+from prometheus_client import Counter, Histogram
 
 from gunicorn_flask_telemetry.forwarded import drop_untrusted
 from gunicorn_flask_telemetry.logs import RequestLog
@@ -29,6 +29,7 @@ METHODS = frozenset(method.value for method in HTTPMethod)
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 # Any proxy would have given up a request that waited longer, so its start time must be wrong.
 LONGEST_QUEUE_SECONDS = 600
+INTERNAL_SERVER_ERROR = 500
 # The errors that a client causes by closing its connection.
 CLIENT_LEFT = {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN}
 
@@ -62,6 +63,13 @@ class Recorder:
             registry=None,
         )
         self._duration_by_labels: dict[tuple[str, str, int], Histogram] = {}
+        # FlaskMetrics counts the exceptions before a response, under this name and with status 500.
+        self._exceptions = Counter(
+            "flask_http_request_exceptions_total",
+            "Total number of HTTP requests which resulted in an exception",
+            ("method", "status"),
+            registry=None,
+        )
         self._queue_durations = Histogram(
             "gunicorn_request_queue_duration_seconds",
             "From the proxy passing a request on (X-Request-Start) to a worker starting on it",
@@ -106,7 +114,10 @@ class Recorder:
             return
         thread, status = self._thread, _status(response)
         if route:
-            self._observe_duration(request.method, route, status, duration)
+            method = request.method if request.method in METHODS else "OTHER"
+            self._observe_duration(method, route, status, duration)
+            if _is_cut_off(response) and status != INTERNAL_SERVER_ERROR:
+                self._exceptions.labels(method, status).inc()
         started_at = thread.started_at
         if proxied := environ.get("HTTP_X_REQUEST_START"):
             self._observe_queue(proxied, started_at)
@@ -118,8 +129,6 @@ class Recorder:
             self._log.write((started_at, request_id, method, path, route, status, duration, slot))
 
     def _observe_duration(self, method: str, route: str, status: int, seconds: float) -> None:
-        if method not in METHODS:
-            method = "OTHER"
         key = (method, route, status)
         histogram = self._duration_by_labels.get(key)  # Histogram.labels() takes a lock
         if histogram is None:
@@ -139,7 +148,17 @@ class Recorder:
 def _status(response: Response | None) -> int:
     """Return the status that the client was sent, or would have been sent had it stayed."""
     if response is None or response.status is None:
-        return 500
-    if not response.headers_sent and getattr(sys.exception(), "errno", None) not in CLIENT_LEFT:
-        return 500
+        return INTERNAL_SERVER_ERROR
+    if not response.headers_sent and not _client_left(sys.exception()):
+        return INTERNAL_SERVER_ERROR
     return response.status_code
+
+
+def _is_cut_off(response: Response | None) -> bool:
+    """Return whether the application raised an exception after it began to send its response."""
+    error = sys.exception()
+    return bool(error and response and response.headers_sent and not _client_left(error))
+
+
+def _client_left(error: BaseException | None) -> bool:
+    return getattr(error, "errno", None) in CLIENT_LEFT
