@@ -175,7 +175,7 @@ def _refuse_failed(since: float, before: set[str]) -> None:
     Of those from before the start, Compose ends some itself, to replace them.
     """
     for container in _containers():
-        log = _output("docker", "logs", "--since", f"{since:.3f}", container.id)
+        log = _logs(container.id, since)
         ended = container.restarting or (container.ended and container.id not in before)
         if ended or (container.problem and not_loaded(log)):
             raise StackError(f"{container.service} failed to start. Its log says:\n{excerpt(log)}")
@@ -186,6 +186,14 @@ def _refuse_failed(since: float, before: set[str]) -> None:
                 "route /flask-health-check that answers 200: see README.md, 'Put your own app in'. "
                 f"Its log ends with:\n{excerpt(log)}"
             )
+
+
+def _logs(container: str, since: float) -> str:
+    command = ["docker", "logs", "--since", f"{since:.3f}", container]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace", check=False
+    )
+    return done.stdout
 
 
 def _containers() -> Iterator[Container]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from local import checks, packages
 from local.console import progress, warn
+from local.exclusive import exclusive
 from local.processes import Processes
 from local.settings import LOCAL, StackError
 from local.versions import Program
@@ -84,14 +85,23 @@ def down(local: Processes, *, now: bool) -> int:
     return 0
 
 
+def fetch(*, tests: bool) -> None:
+    """Fetch what the services need, and what the tests need too; one process at a time does."""
+    checks.check_folder(LOCAL)
+    with exclusive(LOCAL / "fetch.lock", _wait_for_other_fetch):
+        packages.ensure_programs(progress)
+        packages.ensure_python(progress, tests=tests)
+
+
+def _wait_for_other_fetch(pid: str) -> None:
+    progress(f"another ./stack (process {pid}) is fetching programs: waiting for it")
+
+
 def _start(values: dict[str, str], local: Processes) -> None:
     local.check_paths()
     local.refuse_orphans()
     checks.check_ports(values, docker=False)
-    for folder in (LOCAL, local.run):
-        checks.check_folder(folder)
-    packages.ensure_programs(progress)
-    packages.ensure_python(progress, tests=False)
+    fetch(tests=False)
     local.start(values)
     progress("started; waiting for the health checks")
 

@@ -209,14 +209,13 @@ class LocalStack(Stack):
         super().__init__(env)
         # Not below the project or pytest's folders: a Unix socket's path must be short.
         self.run = Path(tempfile.mkdtemp(prefix="stack-"))
-        self.python_path = ROOT / "tests" / "apps"
         self._processes = Processes(self.run)
 
     @property
     def environment(self) -> dict[str, str]:
         return super().environment | {
             "STACK_RUN_DIR": str(self.run),
-            "PYTHONPATH": str(self.python_path),
+            "PYTHONPATH": str(ROOT / "tests" / "apps"),
         }
 
     host_address = "127.0.0.1"

@@ -12,7 +12,7 @@ import os
 import time
 
 from flask import Response, abort, request
-from wsgi import app
+from sample import app
 
 
 @app.before_request

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,8 +13,18 @@ from pathlib import Path
 import pytest
 import requests
 
-from local.settings import ROOT
-from tests.stacks import LocalStack, Stack, launch, wait_until
+from local.settings import ROOT, settings
+from tests.alerting import Receivers
+from tests.stacks import (
+    COMPOSE_FILES,
+    ComposeStack,
+    LocalStack,
+    Stack,
+    engine_missing,
+    free_port,
+    launch,
+    wait_until,
+)
 
 
 def run_stack(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -24,7 +35,7 @@ def run_stack(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=240,  # no limit of the stack's: a hang ends the test
     )
 
 
@@ -43,8 +54,8 @@ def processes_of(run: Path) -> list[int]:
 
 @pytest.fixture(scope="module")
 def local() -> Iterator[LocalStack]:
-    """A local stack of this module's own, with the sample app as it is."""
-    with launch("local", {"WSGI_APP": "wsgi:app"}) as stack:
+    """A local stack of this module's own."""
+    with launch("local") as stack:
         assert isinstance(stack, LocalStack)
         yield stack
 
@@ -55,6 +66,9 @@ def test_status_shows_every_service_healthy(local: LocalStack) -> None:
     assert "NOT HEALTHY" not in done.stdout
     for service in ("nginx-proxy", "flask-app", "prometheus", "alertmanager"):
         assert service in done.stdout
+    for program in ("nginx", "prometheus", "alertmanager", "gunicorn"):
+        assert re.search(rf"^ +{program} \d[\w.+~-]* from /?[\w.]", done.stdout, re.MULTILINE)
+    assert "alerts go to: nobody" in done.stdout
 
 
 def test_status_names_a_service_that_is_stopped(local: LocalStack) -> None:
@@ -88,6 +102,88 @@ def test_a_second_up_that_is_interrupted_leaves_the_stack(local: LocalStack) -> 
         assert requests.get(local.http, timeout=10).text == "Hello World!"
     finally:
         local.start("nginx-exporter")
+
+
+def test_two_starts_at_once_are_one_after_the_other() -> None:
+    stack = LocalStack({})
+    command = [ROOT / "stack", "up", "--local"]
+    try:
+        starts = [
+            subprocess.Popen(
+                command,
+                env=stack.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for _ in range(2)
+        ]
+        outputs = [start.communicate(timeout=180)[0] for start in starts]
+        assert [start.returncode for start in starts] == [0, 0], outputs
+        waited = next(output for output in outputs if "waiting for it" in output)
+        assert f"another ./stack (process {starts[1 - outputs.index(waited)].pid})" in waited
+        assert "already running" in waited
+        assert requests.get(stack.http, timeout=10).text == "Hello World!"
+    finally:
+        stack.down()
+
+
+def slow_request(stack: LocalStack) -> subprocess.Popen[bytes]:
+    """A client whose request takes a minute; returns when Flask works on it."""
+    client = subprocess.Popen(
+        ["curl", "--silent", "--max-time", "90", f"{stack.http}/?sleep=60"],
+        stdout=subprocess.DEVNULL,
+    )
+    in_flight = "gunicorn_worker_requests_in_flight"
+    wait_until(lambda: stack.total("flask-app", in_flight) == 1, 30, "a request in flight")
+    return client
+
+
+@pytest.mark.parametrize("how", ["--now", "a second Ctrl-C"])
+def test_down_says_what_it_waits_for_and_can_be_hurried(how: str) -> None:
+    with launch("local") as stack:
+        assert isinstance(stack, LocalStack)
+        with slow_request(stack) as client:
+            command = [ROOT / "stack", "down"]
+            output = subprocess.PIPE
+            with subprocess.Popen(command, env=stack.environment, stdout=output) as down:
+                assert down.stdout
+                assert b"nginx-proxy is finishing its requests" in down.stdout.readline()
+                assert client.poll() is None
+                if how == "--now":
+                    # supervisord is ending already: the rest is as if it had been killed.
+                    done = run_stack(stack, "down", "--now")
+                    assert done.returncode == 0, done.stderr
+                else:
+                    down.send_signal(signal.SIGINT)
+                assert down.wait(30) == 0
+            assert processes_of(stack.run) == []
+            assert client.wait(30) != 0
+
+
+def test_a_test_alert_without_a_receiver_says_so(local: LocalStack) -> None:
+    done = run_stack(local, "test-alert")
+    assert done.returncode == 1
+    assert "no receiver is set" in done.stderr
+
+
+def test_a_test_alert_tells_which_receiver_accepted_it(tmp_path: Path) -> None:
+    with Receivers().serving() as receivers:
+        (tmp_path / "alert_webhook_url").write_text(
+            f"http://127.0.0.1:{receivers.http_port}/webhook\n"
+        )
+        (tmp_path / "alert_slack_url").write_text(f"http://127.0.0.1:{free_port()}/\n")
+        (tmp_path / "alert_slak_url").write_text("https://example.com/\n")
+        with launch("local", {"ALERT_SECRETS_DIR": str(tmp_path)}) as stack:
+            status = run_stack(stack, "status")
+            assert "alerts go to: webhook, Slack" in status.stdout
+            assert "alert_slak_url is not read" in status.stdout
+            done = run_stack(stack, "test-alert")
+            assert "webhook: accepted" in done.stdout
+            assert "slack: NOT accepted" in done.stdout
+            assert done.returncode == 1
+            assert receivers.alerts("TestAlert", "firing")
 
 
 def test_a_service_that_dies_is_started_again(local: LocalStack) -> None:
@@ -135,18 +231,75 @@ def test_wrong_settings_are_refused_before_anything_starts() -> None:
             assert done.returncode == 1
             assert "GUNICORN_WORKERS" in done.stderr
             assert "PROMETHEUS_RETENTION_TIME=banana" in done.stderr
-            assert not any(wrong.run.iterdir())
+            assert [path.name for path in wrong.run.iterdir()] == ["start.lock"]
     finally:
         wrong.down()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["up", "foo"], "unknown arguments of up: foo"),
+        (["test", "--help"], "Further arguments go to pytest"),
+        (["logs", "nginx-proxy"], "nothing runs"),
+    ],
+)
+def test_the_command_line_answers_in_words(arguments: list[str], message: str) -> None:
+    stack = LocalStack({"DOCKER_HOST": "unix:///nowhere"})
+    done = run_stack(stack, *arguments)
+    assert message in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    stack.down()
+
+
+def test_a_reader_that_leaves_ends_the_command_quietly(local: LocalStack) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"{ROOT}/stack status | head -n 1; {ROOT}/stack --help | true"],
+        env=local.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.startswith("flask-app")
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_a_full_disk_and_one_that_is_read_only_are_named() -> None:
+    stack = LocalStack({})
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", stack.run], check=True)
+    try:
+        done = run_stack(stack, "up", "--local")
+        assert f"the disk is full: 1 MB are free for {stack.run}" in done.stderr
+        subprocess.run(["mount", "-o", "remount,ro", stack.run], check=True)
+        done = run_stack(stack, "up", "--local")
+        assert f"can't write to {stack.run}" in done.stderr
+        assert "Traceback" not in done.stderr
+    finally:
+        subprocess.run(["umount", stack.run], check=True)
+        stack.down()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_status_names_a_disk_that_has_become_full() -> None:
+    stack = LocalStack({})
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", stack.run], check=True)
+    try:
+        stack.up()
+        (stack.run / "ballast").write_bytes(bytes(40_000_000))
+        done = run_stack(stack, "status")
+        assert f"free for {stack.run}" in done.stderr
+        assert done.returncode == 1
+        run_stack(stack, "down", "--now")
+    finally:
+        subprocess.run(["umount", "--lazy", stack.run], check=True)
+        stack.down()
+
+
 @pytest.fixture
-def broken(tmp_path: Path) -> Iterator[LocalStack]:
+def broken() -> Iterator[LocalStack]:
     """A stack whose app imports a package that is not installed."""
-    (tmp_path / "broken.py").write_text("import no_such_package\n")
-    (tmp_path / "unchecked.py").write_text("from flask import Flask\napp = Flask(__name__)\n")
-    stack = LocalStack({"WSGI_APP": "broken:app"})
-    stack.python_path = tmp_path
+    stack = LocalStack({"WSGI_APP": "unimportable:app"})
     yield stack
     stack.down()
 
@@ -164,13 +317,43 @@ def test_an_app_that_does_not_load_is_shown_alone_and_its_log_stays(broken: Loca
     assert "last run" in logs.stderr
 
 
-def test_an_app_without_a_health_check_is_told_so(broken: LocalStack) -> None:
+def test_an_app_without_a_health_check_is_named_early(broken: LocalStack) -> None:
     broken.settings["WSGI_APP"] = "unchecked:app"
     done = run_stack(broken, "up", "--local")
     assert done.returncode == 1
     assert "404 instead of 200" in done.stderr
     assert "/flask-health-check" in done.stderr
     assert "not healthy after" not in done.stderr
+
+
+@pytest.mark.skipif(bool(engine_missing()), reason="no stack in containers")
+@pytest.mark.parametrize(
+    ("app", "message"),
+    [
+        ("unimportable:app", "ModuleNotFoundError: No module named 'no_such_package'"),
+        ("unchecked:app", "404 instead of 200"),
+    ],
+)
+def test_containers_fail_as_early_and_with_the_same_words(
+    app: str, message: str, tmp_path: Path
+) -> None:
+    # Grafana's image may be missing here; it would be started last.
+    image = settings()["PROMETHEUS_IMAGE"]
+    stack = ComposeStack({"WSGI_APP": app, "GRAFANA_IMAGE": image})
+    stack.settings |= {
+        "STACK_RUN_DIR": str(tmp_path),
+        "COMPOSE_FILE": os.pathsep.join(map(str, COMPOSE_FILES)),
+        "COMPOSE_PROJECT_NAME": stack.project,
+    }
+    try:
+        done = run_stack(stack, "up")
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert "flask-app" in run_stack(stack, "logs", "flask-app").stdout
+        status = run_stack(stack, "status")
+        assert status.returncode == 1
+    finally:
+        stack.down()
 
 
 def test_a_start_shows_only_its_own_lines(broken: LocalStack) -> None:
@@ -184,7 +367,7 @@ def test_a_start_shows_only_its_own_lines(broken: LocalStack) -> None:
 
 
 def test_what_a_killed_supervisord_leaves_is_told_and_ended() -> None:
-    with launch("local", {"WSGI_APP": "wsgi:app"}) as stack:
+    with launch("local") as stack:
         assert isinstance(stack, LocalStack)
         os.kill(int((stack.run / "supervisord.pid").read_text()), signal.SIGKILL)
         for command in ("up --local", "status"):

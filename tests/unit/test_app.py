@@ -1,13 +1,23 @@
 """The sample application's answers."""
 
+import importlib
+import sys
+
 import pytest
-from app import app
 from flask.testing import FlaskClient
 
+from local.settings import ROOT
+from tests import sample
 
-@pytest.fixture
-def client() -> FlaskClient:
-    return app.test_client()
+
+@pytest.fixture(params=["app", "sample"])
+def client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FlaskClient:
+    """The sample application, and the app of the end-to-end tests, which must be its equal."""
+    if request.param == "app" and not sample.is_in_place():
+        pytest.skip("flask/ has another app than the sample")
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "apps"))
+    monkeypatch.delitem(sys.modules, request.param, raising=False)
+    return importlib.import_module(request.param).app.test_client()
 
 
 def test_root_returns_a_greeting(client: FlaskClient) -> None:

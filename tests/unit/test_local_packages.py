@@ -1,4 +1,4 @@
-"""Fetching programs: what is on PATH is used, what can't be had is named."""
+"""Fetching programs: those on PATH are used, those that can't be fetched are named."""
 
 from __future__ import annotations
 
@@ -51,6 +51,49 @@ def test_a_link_to_a_program_that_is_gone_is_made_anew(folder: Path, tmp_path: P
     link.symlink_to(tmp_path / "gone")
     packages.ensure_programs(pytest.fail)
     assert link.resolve() == folder / "promtool"
+
+
+def test_a_program_put_on_path_later_is_used_and_said_so(folder: Path, tmp_path: Path) -> None:
+    fetched = tmp_path / "packages/usr/bin"
+    fetched.mkdir(parents=True)
+    install(folder, *(name for name in packages.PROGRAMS if name != "prometheus"))
+    install(fetched, "prometheus")
+    packages.ensure_programs(pytest.fail)
+    link = tmp_path / "bin" / "prometheus"
+    assert link.resolve() == fetched / "prometheus"
+    install(folder, "prometheus")
+    told: list[str] = []
+    packages.ensure_programs(told.append)
+    assert link.resolve() == folder / "prometheus"
+    assert told == [f"prometheus is now {folder}/prometheus, no longer {fetched}/prometheus"]
+
+
+def test_our_own_links_on_path_are_not_taken_for_programs(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(folder, *packages.PROGRAMS)
+    packages.ensure_programs(pytest.fail)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{folder}")
+    packages.ensure_programs(pytest.fail)
+    assert (tmp_path / "bin" / "nginx").readlink() == folder / "nginx"
+
+
+def test_without_a_network_that_is_named_as_the_cause(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apt = """#!/bin/sh
+    case "$*" in
+    *update) echo "W: Failed to fetch http://deb.example.com: Temporary failure resolving it" ;;
+    *) echo "E: Unable to locate package nginx"; exit 100 ;;
+    esac
+    """
+    install(folder, "dpkg-deb")
+    (folder / "apt-get").write_text(apt)
+    (folder / "apt-get").chmod(0o755)
+    monkeypatch.setattr(packages, "LOCAL", folder)
+    with pytest.raises(StackError, match=r"The network.*cause:\nW: Failed to fetch") as caught:
+        packages.ensure_programs(lambda _: None)
+    assert "Unable to locate" not in str(caught.value)
 
 
 def test_a_failing_command_tells_what_it_said(tmp_path: Path) -> None:

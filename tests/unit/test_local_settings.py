@@ -27,7 +27,9 @@ def test_a_range_of_ports_means_its_first() -> None:
     assert settings.ports({"FLASK_PORT": "8100-8109"})["FLASK_PORT"] == 8100
 
 
-@pytest.mark.parametrize("value", ["http", "0", "65536", "-1", "80.5", "8080/tcp"])
+@pytest.mark.parametrize(
+    "value", ["http", "0", "65536", "-1", "80.5", "8080/tcp", "8080-x", "8080-"]
+)
 def test_what_is_no_port_number_is_refused_by_name(value: str) -> None:
     with pytest.raises(StackError, match=f"HTTP_PORT={value}"):
         settings.ports({"HTTP_PORT": value})
@@ -87,6 +89,21 @@ def test_a_bad_line_of_env_is_refused_with_its_number(
     (tmp_path / ".env").write_text("A=1\nHTTP_PORT 81\n")
     monkeypatch.setattr(settings, "ROOT", tmp_path)
     with pytest.raises(StackError, match=r"\.env, line 2"):
+        settings.settings()
+
+
+def test_an_env_file_that_is_not_utf_8_is_refused_with_the_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").write_bytes(b"A=1\nTEAM=M\xfcnchen\n")
+    monkeypatch.setattr(settings, "ROOT", tmp_path)
+    with pytest.raises(StackError, match=r"\.env, line 2: .*UTF-8"):
+        settings.settings()
+
+
+def test_a_missing_env_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "ROOT", tmp_path)
+    with pytest.raises(StackError, match=r"\.env is missing.*git checkout"):
         settings.settings()
 
 

@@ -1,0 +1,56 @@
+"""Images, before Compose starts: refreshed if a registry answers, and named if they are missing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from local import compose
+from local.settings import StackError
+
+IMAGES = {name: name.lower() for name in (*compose.BASE_IMAGES, *compose.SERVICE_IMAGES)}
+# Has the images that are files in its folder, and pulls none: no registry answers.
+DOCKER = """#!/bin/sh
+folder=$(dirname "$0")
+case "$1 $2" in
+"image inspect") [ -e "$folder/$5" ] && echo sha256:1 ;;
+"pull --quiet") echo "no such host: $3" >&2; exit 1 ;;
+esac
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The images on this machine, as far as a stand-in for docker tells."""
+    program = tmp_path / "docker"
+    program.write_text(DOCKER)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    for image in IMAGES.values():
+        (tmp_path / image).touch()
+    return tmp_path
+
+
+def test_without_a_registry_the_images_of_this_machine_do(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert folder
+    compose._pull(IMAGES)
+    told = capsys.readouterr().out
+    for name in compose.BASE_IMAGES:
+        assert f"{IMAGES[name]} could not be pulled, so the one on this machine is used" in told
+    assert IMAGES["GRAFANA_IMAGE"] not in told  # its tag names one release: no refresh
+
+
+def test_images_that_cannot_be_had_are_all_named_with_the_other_way_to_start(folder: Path) -> None:
+    for name in ("GRAFANA_IMAGE", "NGINX_IMAGE"):
+        (folder / IMAGES[name]).unlink()
+    with pytest.raises(StackError) as caught:
+        compose._pull(IMAGES)
+    told = str(caught.value)
+    assert "GRAFANA_IMAGE=grafana_image: no such host" in told
+    assert "NGINX_IMAGE=nginx_image: no such host" in told
+    assert "PROMETHEUS_IMAGE" not in told
+    assert "./stack up --local" in told

@@ -1,0 +1,48 @@
+"""Which program runs a service, and what it says its version is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from local.processes import _prometheus_options
+from local.settings import ROOT
+from local.versions import Program, version
+
+
+@pytest.mark.parametrize(
+    ("printed", "expected"),
+    [
+        ("nginx version: nginx/1.22.1", "1.22.1"),
+        ("prometheus, version 2.42.0+ds (branch: debian/sid)", "2.42.0+ds"),
+        ("NGINX Prometheus Exporter version=0.11.0-1+b4 commit=", "0.11.0-1+b4"),
+        ("grafana version 13.2.3", "13.2.3"),
+        ("nginx-prometheus-exporter, version v1.5.3", "1.5.3"),
+        ("hello", "unknown"),
+    ],
+)
+def test_a_version_is_read_from_what_the_program_prints(
+    tmp_path: Path, printed: str, expected: str
+) -> None:
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\necho '{printed}' >&2\n")
+    program.chmod(0o755)
+    assert version(program) == expected
+
+
+def test_a_program_that_does_not_run_has_an_unknown_version(tmp_path: Path) -> None:
+    assert version(tmp_path / "gone") == "unknown"
+
+
+def test_a_program_is_described_with_its_origin() -> None:
+    fetched = ROOT / ".local/packages/usr/sbin/nginx"
+    assert Program("nginx", "1.22.1", str(fetched)).describe() == (
+        "nginx 1.22.1 from .local/packages/usr/sbin/nginx"
+    )
+    assert Program("nginx", "1.30", "/usr/sbin/nginx").describe().endswith("from /usr/sbin/nginx")
+
+
+def test_prometheus_3_gets_no_flag_that_only_2_needs() -> None:
+    assert _prometheus_options("2.42.0+ds") == "--enable-feature=expand-external-labels"
+    assert _prometheus_options("3.13.4") == ""
