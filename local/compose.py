@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from local.console import progress, warn
 from local.excerpt import excerpt, not_loaded
-from local.settings import ROOT, StackError
+from local.settings import ROOT, SERVICES, StackError
 
 BASE_IMAGES = ("NGINX_IMAGE", "PYTHON_IMAGE")
 SERVICE_IMAGES = ("NGINX_EXPORTER_IMAGE", "PROMETHEUS_IMAGE", "ALERTMANAGER_IMAGE", "GRAFANA_IMAGE")
@@ -22,6 +22,7 @@ LEAST_FREE_KILOBYTES = 32_000
 REFUSED = re.compile(r"HTTP Error (4\d\d)")
 # Health checks in a row that the app answered with an error of its own: it lacks the route.
 REFUSALS = 2
+SERVICE_NAMES = {service.name for service in SERVICES}
 # Where services write: a full disk there fails requests while every health check passes.
 WRITTEN = {"nginx-proxy": "/var/cache/nginx", "prometheus": "/prometheus"}
 
@@ -32,6 +33,8 @@ class Container:
 
     id: str
     service: str
+    state: str  # of its process, as the engine names it
+    healthy: bool  # it runs, and its health check passes if it has one
     restarting: bool  # it waits for its next start
     ended: bool  # since its start, at least once
     problem: str  # what its last failed health checks said
@@ -95,7 +98,11 @@ def status() -> int:
     """Print what runs; 0 if everything is healthy."""
     code = call("ps", "--all")
     containers = list(_containers())
-    problems = [f"{each.service}: {each.problem}" for each in containers if each.problem]
+    problems = [
+        f"{each.service} is not healthy: {each.problem or each.state}"
+        for each in containers
+        if not each.healthy and each.service in SERVICE_NAMES
+    ]
     problems += list(_full_disks())
     for problem in problems:
         warn(problem)
@@ -207,6 +214,9 @@ def _containers() -> Iterator[Container]:
         yield Container(
             details["Id"],
             details["Config"]["Labels"]["com.docker.compose.service"],
+            state["Status"],
+            healthy=state["Status"] == "running"
+            and (state.get("Health") or {}).get("Status", "healthy") in ("healthy", "none"),
             restarting=state["Status"] == "restarting",
             ended=details["RestartCount"] > 0 or state["Status"] in ("exited", "dead"),
             problem=_last_line(last[-1]["Output"]) if len(last) == REFUSALS else "",
