@@ -75,7 +75,7 @@ def ensure_programs(progress: Progress) -> None:
     """Have every program of PROGRAMS in `.local/bin`, as a link under upstream's name.
 
     Raises:
-        StackError: a program is neither on PATH nor to be had from the distribution's packages.
+        StackError: a program is neither on PATH nor in the distribution's packages.
     """
     BIN.mkdir(parents=True, exist_ok=True)
     if any(ARCHIVES.glob("*.deb")):

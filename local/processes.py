@@ -303,7 +303,7 @@ def url(service: Service, env: dict[str, str]) -> str:
 
 def check(address: str) -> str:
     """Ask a health check; returns what came instead of 200 within 2 seconds, empty for 200."""
-    # On this machine: not by way of a proxy that the environment names.
+    # On this machine, so not through a proxy that the environment names.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(address, timeout=2) as response:

@@ -10,7 +10,7 @@ import pytest
 from tests.stacks import Stack, engine_missing, launch
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of one stack in one process: stacks mostly wait, so several run at once."""
     for item in items:

@@ -1,4 +1,4 @@
-"""Alerts, from what goes wrong to the message that tells of it and the one that says it is over.
+"""Alerts, from the failure to the messages that say when it begins and when it is over.
 
 The stack runs copies of its own rules and settings in which time passes SPEED times faster: every
 `for`, window and interval is divided by it.

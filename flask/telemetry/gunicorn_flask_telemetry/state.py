@@ -95,7 +95,7 @@ class State:
 
     def release_slot(self, worker: Worker) -> None:
         """Free the slot of a worker that was just waited for."""
-        # Its gauges would stay for ever, and the next worker would start from them.
+        # Its gauges would stay, and the next worker would start from them.
         for identity in (f"{worker.slot.number}", f"{worker.slot.number}-*"):
             for gauges in self.directory.glob(f"gauge_*_{identity}.db"):
                 gauges.unlink(missing_ok=True)
