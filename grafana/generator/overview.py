@@ -63,7 +63,7 @@ def overview() -> dict[str, Any]:
             ],
             "Cache": [
                 line(
-                    8,
+                    9,
                     timeseries(cache.HIT_RATIO_BY_ROUTE, most=1),
                     timeseries(cache.BY_CACHE_STATUS.for_all_routes(), kind="stack"),
                     timeseries(cache.LATENCY_BY_RESULT.for_all_routes(), scale="log"),
@@ -105,7 +105,7 @@ def overview() -> dict[str, Any]:
                 line(
                     7,
                     timeseries(workers.QUEUE, scale="log"),
-                    timeseries(workers.BACKLOG, scale="symlog"),
+                    timeseries(workers.BACKLOG),
                     timeseries(workers.EXITS, kind="bars"),
                 ),
                 line(

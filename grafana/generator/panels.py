@@ -30,7 +30,6 @@ LEGEND_OF_ROUTES = {
 SCALES: dict[str, dict[str, Any]] = {
     "linear": {"type": "linear"},
     "log": {"type": "log", "log": 10},
-    "symlog": {"type": "symlog", "log": 10, "linearThreshold": 1},
 }
 
 # A series' route is a label; a table's is a cell.
@@ -59,7 +58,7 @@ def timeseries(
     signal: Signal,
     *,
     kind: Literal["lines", "stack", "bars"] = "lines",
-    scale: Literal["linear", "log", "symlog"] = "linear",
+    scale: Literal["linear", "log"] = "linear",
     most: float | None = None,
 ) -> Panel:
     """Values over time.
@@ -68,7 +67,7 @@ def timeseries(
         signal: what to draw.
         kind: lines; areas on top of each other, for parts of a whole; bars, for what happens
             now and then.
-        scale: log where values lie orders of magnitude apart; symlog where zero is one of them.
+        scale: log where values lie orders of magnitude apart.
         most: upper end of the axis, in the signal's unit; the data decides where it is None.
     """
     field: Properties = {
@@ -140,7 +139,10 @@ def stat(signal: Signal, *, low_is_bad: bool = False) -> Panel:
         "targets": over_time((number,))
         + [now("limit", limit) for limit in limits]
         + [now("basis", basis) for basis in bases],
-        "transformations": [_as_threshold("limit", "A", below, above) for _ in limits]
+        "transformations": [
+            _as_threshold("limit", "A", below, above, column="" if bases else "Value")
+            for _ in limits
+        ]
         + [_as_name("basis", "A") for _ in bases],
         "fieldConfig": {"defaults": _defaults(signal) | field, "overrides": []},
         "options": {
@@ -169,8 +171,8 @@ def heatmap(signal: Signal) -> Panel:
         },
         "options": {
             "calculate": False,
-            "color": {"mode": "scheme", "scheme": "Blues", "steps": 64, "exponent": 0.5},
-            "cellGap": 1,
+            "color": {"mode": "scheme", "scheme": "Cool", "steps": 64, "exponent": 0.5},
+            "cellGap": 0,
             "filterValues": {"le": 1e-9},
             "rowsFrame": {"layout": "auto"},
             "yAxis": {"unit": signal.unit, "axisPlacement": "left"},
@@ -267,15 +269,20 @@ def routes(title: str, description: str, window: str) -> Panel:
             },
         ],
         "fieldConfig": {
-            "defaults": _defaults(signal)
-            | {
-                "custom": {"minWidth": 80, "align": "right"},
-                "links": [_to_route(ROUTE_OF_ROW)],
-            },
+            "defaults": _defaults(signal) | {"custom": {"width": 105, "align": "right"}},
             "overrides": [
                 # The text for an empty table would stand in each empty cell, too.
                 _matching("/.*/", {"noValue": " "}),
-                _named("route", {"custom.minWidth": 150, "custom.align": "left"}),
+                _named(
+                    "route",
+                    {
+                        # As wide as the others leave it.
+                        "custom.width": None,
+                        "custom.minWidth": 160,
+                        "custom.align": "left",
+                        "links": [_to_route(ROUTE_OF_ROW)],
+                    },
+                ),
                 _named(
                     "State",
                     {
@@ -375,13 +382,23 @@ def _with_start(limit: Query) -> Query:
     return replace(limit, expr=f'label_replace({limit.expr}, "start", "0", "", "")')
 
 
-def _as_threshold(ref: str, field: str, below: str, above: str) -> dict[str, Any]:
+def _as_threshold(
+    ref: str, field: str, below: str, above: str, *, column: str = ""
+) -> dict[str, Any]:
     """Colour the values of query `field` by the value of query `ref`.
 
     Grafana makes a threshold step of each mapped column and lets the first step count from minus
-    infinity, whatever its value: the column `start` is there to be that step.
+    infinity, whatever its value: the column `start` serves as that step.
+
+    Args:
+        ref: the query of the limit.
+        field: the query that is coloured.
+        below: the colour below the limit.
+        above: the colour above it.
+        column: the name of the limit's value. Grafana calls it "Value" where this is the panel's
+            only query for a table, and "Value #ref" otherwise.
     """
-    steps = (("start", below), ("Value", above))
+    steps = (("start", below), (column or f"Value #{ref}", above))
     return _config(
         ref,
         field,

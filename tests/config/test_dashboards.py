@@ -132,7 +132,7 @@ def test_panel_title_description_rule(panel: Panel) -> None:
 @each_panel
 def test_panel_units_rule(panel: Panel) -> None:
     unit = panel["fieldConfig"]["defaults"]["unit"]
-    assert unit in UNITS or re.fullmatch(r"suffix: [\w ]+/(s|min)", unit)
+    assert unit in UNITS or re.fullmatch(r"suffix:[\w ]+/(s|min)", unit)
 
 
 @each_panel
@@ -274,13 +274,9 @@ def test_every_series_by_route_leads_to_its_dashboard() -> None:
     for dashboard in DASHBOARDS:
         for panel in panels(dashboard):
             if "{{route}}" in {target["legendFormat"] for target in panel["targets"]}:
-                (link,) = panel["fieldConfig"]["defaults"]["links"]
-                route = {
-                    "table": "${__data.fields.route:percentencode}",
-                    "timeseries": "${__field.labels.route:percentencode}",
-                    "stat": "${__field.labels.route:percentencode}",
-                }[panel["type"]]
-                assert f"var-route={route}" in link["url"]
+                links = json.dumps(panel["fieldConfig"])
+                route = "data.fields" if panel["type"] == "table" else "field.labels"
+                assert f"var-route=${{__{route}.route:percentencode}}" in links
 
 
 # What the dashboards rely on

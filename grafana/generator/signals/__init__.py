@@ -43,6 +43,9 @@ TOTALS = {
     "nginx_route_upstream_response_duration_seconds_bucket": (
         "le:nginx_upstream_response_duration_seconds_bucket:rate1m"
     ),
+    "nginx_route_upstream_response_duration_seconds_count": (
+        "stack:nginx_upstream_response_duration_seconds_count:rate1m"
+    ),
     "nginx_route_upstream_response_duration_seconds_sum": (
         "stack:nginx_upstream_response_duration_seconds_sum:rate1m"
     ),

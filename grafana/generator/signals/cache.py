@@ -162,7 +162,7 @@ SAVED = Signal(
         "that Flask takes for the route, over the last hour. 2 means that two more threads would "
         "be busy all the time without the cache. 0 is normal only without cacheable traffic."
     ),
-    unit="suffix: s/s",
+    unit="suffix:s/s",
     queries=(Query(f"sum(route:nginx_cache_saved_seconds:rate5m{{{ROUTE}}})", "saved"),),
     empty="No hit in this time range",
     colours={"saved": colours.GOOD},
@@ -203,7 +203,7 @@ EVICTIONS = Signal(
         "*Cache size* or *Cache entries* is near its limit mean that the cache is too small. A "
         "purge also counts."
     ),
-    unit="suffix: entries/min",
+    unit="suffix:entries/min",
     queries=(Query(f"60 * sum by (zone) (rate(nginx_cache_evictions_total[{RATE}]))", "{{zone}}"),),
 )
 

@@ -263,7 +263,7 @@ LINES = Signal(
         "Lines the exporter read per second, and those it could not understand. The first follows "
         "the request rate; the second is 0."
     ),
-    unit="suffix: lines/s",
+    unit="suffix:lines/s",
     queries=(
         Query(rate("nginx_access_exporter_lines_total"), "read"),
         Query(rate("nginx_access_exporter_malformed_lines_total"), "malformed"),
@@ -348,7 +348,7 @@ NOTIFICATIONS = Signal(
         "Messages Alertmanager sent per minute, by where to, and those that failed. None are sent "
         "while nothing fires, or while no receiver is set up (docs/alerts.md)."
     ),
-    unit="suffix: messages/min",
+    unit="suffix:messages/min",
     queries=(
         Query(f"60 * {SENT} > 0", "{{integration}}"),
         Query(f"60 * {FAILED} > 0", "failed"),

@@ -25,7 +25,7 @@ DROPPED = Signal(
         "(accepted less handled). Dropped is 0 in a healthy stack: if it is not, raise "
         "worker_connections or find who opens so many."
     ),
-    unit="suffix: connections/s",
+    unit="suffix:connections/s",
     queries=(Query(ACCEPTED, "accepted"), Query(f"{ACCEPTED} - {HANDLED}", "dropped")),
     colours={"accepted": colours.NEUTRAL, "dropped": colours.BAD},
 )

@@ -99,7 +99,7 @@ FAILURES = Signal(
         "time, 500: Flask's own), and attempts beyond the first of a request. Normal is none. "
         "Clients see a failure only if no retry and no stale copy could cover it."
     ),
-    unit="suffix: attempts/s",
+    unit="suffix:attempts/s",
     queries=(
         Query(f"sum by (status) (rate({FAILED}[{RATE}]))", "{{status}}"),
         Query(f"round({ATTEMPTED} - {rate(f'{RESPONSE}_count', ROUTE)}, 0.001) > 0", "retries"),

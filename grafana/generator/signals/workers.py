@@ -82,21 +82,22 @@ QUEUE = Signal(
 )
 
 BACKLOG_LIMIT = f"max(gunicorn_listen_backlog_limit{SELECTED})"
+# The limit would flatten a short queue: it is drawn where the queue comes within a tenth of it.
+LONG_BACKLOG = f"max(gunicorn_listen_backlog{SELECTED}) > 0.1 * {BACKLOG_LIMIT}"
 
 BACKLOG = Signal(
     title="Listen backlog",
     description=(
-        "Connections that the kernel holds because no worker has accepted them, and how many it "
-        "can hold; the scale is logarithmic. Normal is 0. At the limit the kernel drops new "
-        "connections, and nginx's attempts time out."
+        "Connections that wait in the kernel because no worker has accepted them. Normal is 0. At "
+        "the limit (GUNICORN_BACKLOG, or less where the kernel allows less) the kernel drops new "
+        "connections, and nginx's attempts time out. The alert's line appears when the backlog is "
+        "above a tenth of the limit."
     ),
     unit="short",
     queries=(
         Query(f"gunicorn_listen_backlog{SELECTED}", "{{instance}}"),
-        Query(BACKLOG_LIMIT, "limit"),
-        limit(f"{threshold('listen_backlog_ratio')} * {BACKLOG_LIMIT}"),
+        limit(f"{threshold('listen_backlog_ratio')} * {BACKLOG_LIMIT}", beside=LONG_BACKLOG),
     ),
-    colours={"limit": colours.IDLE},
 )
 
 MEMORY = Signal(
