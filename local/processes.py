@@ -87,6 +87,8 @@ class Processes:
         Raises:
             StackError: a configuration file is wrong, or supervisord does not start.
         """
+        # Grafana writes error lines where this folder is missing.
+        (self.run / "grafana" / "plugins").mkdir(parents=True, exist_ok=True)
         env = environment(values, self.run)
         programs = running_programs(env)
         env["PROMETHEUS_OPTIONS"] = _prometheus_options(programs["prometheus"].version)

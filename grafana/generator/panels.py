@@ -357,7 +357,7 @@ def alerts(signal: Signal) -> Panel:
             "cellHeight": "sm",
             "sortBy": [
                 {"displayName": "state", "desc": False},
-                {"displayName": "for", "desc": False},
+                {"displayName": "for", "desc": True},
             ],
         },
     }
