@@ -246,11 +246,11 @@ def routes(title: str, description: str, window: str) -> Panel:
             ),
         ],
         "transformations": [
-            {"id": "timeSeriesTable", "options": {"trend": {"stat": "lastNotNull"}}},
             *(
                 _as_threshold(f"limit-{key}", key, below, above)
                 for key, (below, above) in colours_of.items()
             ),
+            {"id": "timeSeriesTable", "options": {"trend": {"stat": "lastNotNull"}}},
             {"id": "joinByField", "options": {"byField": "route", "mode": "outer"}},
             {
                 "id": "sortBy",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -27,6 +29,8 @@ STEP = 5  # seconds; the scrape interval, below which Grafana does not go here
 GRAFANA_VALUES = {
     "$route": ".+",
     "$instance": ".+",
+    "$busiest": ".+",
+    "$cached": ".+",
     "$__rate_interval": f"{4 * STEP}s",
     "$__interval": f"{STEP}s",
 }
@@ -38,14 +42,23 @@ NEVER_SEEN = {
     ("Requests by cache status", "REVALIDATED"),
     ("Requests by cache status", "EXPIRED"),
     ("Failed attempts and retries", "retries"),
+    ("Requests by route", "other"),
+    ("Hit ratio by route", "other"),
+    ("Listen backlog", "alert above"),
+    # Without a limit there is nothing to show.
+    ("Container memory", "limit of {{job}}"),
+    ("CPU throttling", "{{job}} {{instance}}"),
     ("Responses by Flask", "3xx"),
     ("Notifications", "{{integration}}"),
     ("Notifications", "failed"),
     ("Passed on by nginx, counted by Flask", "answered stale"),
     ("Error budget burn", "{{slo}}"),  # recorded once a minute only: it may not be there yet
     ("Error budget burn", "pages above"),
+    ("Flask time saved by the cache", "saved"),  # once a minute, too
 }
 
+ROUTES = {"/", "/cache-me", "/info", "unmatched", "none"}
+WINDOW = 300  # seconds, over which the figures that alerts compare look back
 SLOW = 0.6  # seconds
 LE_BELOW_SLOW = 0.5  # the highest bound of a bucket below that
 SLEEPERS = 6  # requests that take so long
@@ -144,7 +157,9 @@ def test_no_panel_of_an_idle_stack_is_empty_without_a_reason(idle: Stack) -> Non
         return silent
 
     # Rates need two scrapes, and rules the scrapes before them.
-    wait_until(lambda: not unexplained(), 60, f"data in {unexplained()}")
+    with contextlib.suppress(AssertionError):
+        wait_until(lambda: not unexplained(), 60, "data in every panel")
+    assert unexplained() == []
 
 
 def test_no_traffic_is_told_apart_from_zero(idle: Stack) -> None:
@@ -152,7 +167,7 @@ def test_no_traffic_is_told_apart_from_zero(idle: Stack) -> None:
         return [sample["value"] for sample in idle.query(prepared(query_of(title), {}))]
 
     wait_until(lambda: stat("Request rate") == [0], 30, "a request rate of zero")
-    for title in ("Error ratio", "Cache hit ratio", "p95 latency"):
+    for title in ("Error ratio", "Hit ratio", "p95 latency"):
         (value,) = stat(title)
         assert math.isnan(value), title
 
@@ -204,6 +219,18 @@ class Traffic:
         (value,) = self.values(title, legend, route).values()
         return value
 
+    def shown(self, uid: str, title: str, ref: str, route: str = ".+") -> dict[str, float]:
+        """What one query of a panel shows after the traffic, by the name of its series."""
+        (case,) = (
+            case
+            for case in CASES
+            if (case.dashboard, case.panel["title"], case.target["refId"]) == (uid, title, ref)
+            and not (case.panel["type"] == "timeseries" and has_stat(uid, title))
+        )
+        expression = prepared(case.target["expr"], {"$route": route})
+        found = api(self.stack, "query", query=expression, time=self.ended)["result"]
+        return {series_name(case, each["metric"]): float(each["value"][1]) for each in found}
+
     def total(self, rate: float, job: str = "nginx-access-exporter") -> float:
         """How many there were, by a rate: it is taken from the first scrape to the last."""
         query = f'up{{job="{job}"}}[{self._window}]'
@@ -214,6 +241,22 @@ class Traffic:
     @property
     def _window(self) -> str:
         return f"{round((self.ended - self.started) * 1000)}ms"
+
+
+def has_stat(uid: str, title: str) -> bool:
+    """Whether a figure of that name is shown as a stat, besides its course."""
+    panels = DASHBOARDS[uid]["panels"]
+    return any((panel["type"], panel["title"]) == ("stat", title) for panel in panels)
+
+
+def series_name(case: Case, labels: Labels) -> str:
+    """A series' name: by its legend, or by the column that tells a table's rows apart."""
+    if case.target["refId"] == "basis":
+        return labels["text"]
+    if case.panel["title"] == "Active alerts":
+        return " ".join(labels.get(name, "") for name in ("alertname", "alertstate", "route"))
+    legend = case.target["legendFormat"] or "{{route}}"
+    return named(legend, labels)
 
 
 def query_of(title: str, legend: str = "") -> str:
@@ -303,19 +346,33 @@ def test_every_query_returns_series_with_the_labels_its_legend_uses(
 def test_every_variable_has_values(uid: str, traffic: Traffic) -> None:
     found = {}
     for variable in DASHBOARDS[uid]["templating"]["list"]:
-        if variable["type"] == "query" and "regex" not in variable:
+        if variable["type"] == "query" and not variable["hide"]:
             asked = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["definition"])
             values = api(traffic.stack, f"label/{asked[2]}/values", **{"match[]": asked[1]})
             found[variable["name"]] = set(values)
     if found:
-        assert found["route"] == {"/", "/cache-me", "/info", "unmatched", "none"}
+        assert found.get("route", ROUTES) == ROUTES
         assert len(found["instance"]) == 1
+
+
+@pytest.mark.parametrize(("name", "chosen"), [("busiest", None), ("cached", {"/cache-me"})])
+def test_line_panels_draw_the_busiest_routes_of_the_whole_range(
+    traffic: Traffic, name: str, chosen: set[str] | None
+) -> None:
+    (variable,) = (
+        each
+        for each in DASHBOARDS["stack-overview"]["templating"]["list"]
+        if each["name"] == name
+    )
+    asked = re.fullmatch(r"query_result\((.+)\)", variable["definition"])[1]
+    found = traffic.stack.query(asked.replace("$__range", "15m"))
+    assert {each["metric"]["route"] for each in found} == (chosen or ROUTES)
 
 
 @pytest.mark.parametrize("uid", DASHBOARDS)
 def test_links_lead_to_the_ports_of_this_stack(uid: str, traffic: Traffic) -> None:
     for variable in DASHBOARDS[uid]["templating"]["list"]:
-        if "regex" in variable:
+        if variable["name"] in ("prometheus", "alertmanager", "runbooks"):
             asked = re.fullmatch(r"query_result\((.+)\)", variable["definition"])
             (found,) = traffic.stack.query(asked[1])
             labels = ",".join(f'{name}="{value}"' for name, value in found["metric"].items())
@@ -364,10 +421,10 @@ def test_the_start_of_all_workers_is_annotated_at_its_time(traffic: Traffic) -> 
 
 
 def test_requests_are_shown_by_route_and_status(traffic: Traffic) -> None:
-    by_route = traffic.values("Requests by route", "{{route}}")
+    by_route = traffic.shown("stack-overview", "Routes", "requests_per_second")
     for route in ("/", "/cache-me", "/info", "unmatched"):
-        shown = traffic.total(by_route[route])
-        assert shown == pytest.approx(count(traffic.answers, route=route), rel=0.05)
+        answered = count(traffic.everything, route=route)
+        assert WINDOW * by_route[route] == pytest.approx(answered, rel=0.05)
     for status in ("2xx", "3xx", "4xx", "5xx"):
         shown = traffic.total(traffic.value("Responses by status class", status))
         answered = count(traffic.answers, status=f"{status[0]}..", route="(?!none).*")
@@ -387,9 +444,63 @@ def test_ratios_are_those_of_all_traffic_since_the_start(traffic: Traffic) -> No
     errors = count(answers, status="5..") / answers.total()
     assert traffic.value("Error ratio") == pytest.approx(errors, rel=0.05)
     hits = count(answers, cache="HIT") / count(answers, cache="HIT|MISS|BYPASS")
-    assert traffic.value("Cache hit ratio") == pytest.approx(hits, rel=0.02)
+    assert traffic.value("Hit ratio") == pytest.approx(hits, rel=0.02)
     by_route = traffic.values("Hit ratio by route", "{{route}}")
     assert by_route == {"/cache-me": pytest.approx(hits, rel=0.02)}
+
+
+def test_figures_that_two_panels_share_are_the_same(traffic: Traffic) -> None:
+    """What cannot be true together is not shown together."""
+
+    def overview(title: str, ref: str = "A") -> dict[str, float]:
+        return traffic.shown("stack-overview", title, ref)
+
+    def one(title: str, ref: str = "A", uid: str = "stack-overview", route: str = ".+") -> float:
+        (value,) = traffic.shown(uid, title, ref, route).values()
+        return value
+
+    same = functools.partial(pytest.approx, rel=1e-3)
+    requests_per_second = overview("Routes", "requests_per_second")
+
+    # Over a minute
+    now = one("Request rate")
+    assert sum(overview("Requests by route").values()) == same(now)
+    by_status = [overview("Responses by status class", ref) for ref in "ABCD"]
+    assert sum(value for found in by_status for value in found.values()) == same(now)
+
+    # Over five
+    everything = sum(requests_per_second.values())
+    assert f"of {round(WINDOW * everything)} requests" in overview("Error ratio", "basis")
+    errors = overview("Routes", "error_ratio")
+    failed = sum(errors[route] * requests_per_second[route] for route in errors)
+    assert one("Error ratio") == same(failed / everything)
+    assert one("Error ratio", uid="route") == same(failed / everything)
+    hits = overview("Routes", "cache_hit_ratio")
+    assert hits == {"/cache-me": same(overview("Hit ratio by route")["/cache-me"])}
+    assert hits == {"/cache-me": same(one("Hit ratio"))}
+    assert hits == {"/cache-me": same(one("Hit ratio", uid="route", route="/cache-me"))}
+    ((slowest, p95),) = overview("Slowest route (p95)").items()
+    assert p95 == same(one("p95 latency", uid="route", route=slowest))
+    assert p95 == same(one("p95 latency", uid="route"))
+    seconds = WINDOW * requests_per_second[slowest]
+    assert f"{slowest}: {round(seconds)} requests" in overview("Slowest route (p95)", "basis")
+    assert one("Offload") == same(one("Offload", uid="route"))
+    firing = sum("firing" in name for name in overview("Active alerts"))
+    assert one("Firing alerts") == firing
+    assert one("Workers busy") <= 1
+
+
+def test_the_routes_that_hurt_stand_first_and_requests_without_a_route_last(
+    traffic: Traffic,
+) -> None:
+    order = traffic.shown("stack-overview", "Routes", "order")
+    assert set(order) == {"/", "/cache-me", "/info", "unmatched"} | {"none"} & set(order)
+    state = traffic.shown("stack-overview", "Routes", "state")
+    assert state["/"] == 4, "8 of some 40 requests failed"
+    assert state["/info"] == 0
+    ranked = sorted(order, key=lambda route: -order[route])
+    assert ranked[0] == "/"
+    assert {"unmatched", "none"} & set(ranked) == set(ranked[3:])
 
 
 def test_cache_statuses_are_those_that_clients_saw(traffic: Traffic) -> None:

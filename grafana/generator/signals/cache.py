@@ -168,6 +168,8 @@ SAVED = Signal(
     colours={"saved": colours.GOOD},
 )
 
+NO_CACHE = "The access exporter cannot see the cache"
+
 SIZE = Signal(
     title="Cache size",
     description=(
@@ -180,6 +182,7 @@ SIZE = Signal(
         Query("sum by (zone) (nginx_cache_size_bytes)", "{{zone}}"),
         limit("max(nginx_cache_max_size_bytes)", "max_size"),
     ),
+    empty=NO_CACHE,
 )
 
 ENTRIES = Signal(
@@ -193,6 +196,7 @@ ENTRIES = Signal(
         Query("sum by (zone) (nginx_cache_entries)", "{{zone}}"),
         limit("max(nginx_cache_keys_capacity)", "keys that fit"),
     ),
+    empty=NO_CACHE,
 )
 
 EVICTIONS = Signal(
