@@ -209,6 +209,7 @@ EVICTIONS = Signal(
     ),
     unit="suffix:entries/min",
     queries=(Query(f"60 * sum by (zone) (rate(nginx_cache_evictions_total[{RATE}]))", "{{zone}}"),),
+    empty=NO_CACHE,
 )
 
 OLDEST = Signal(

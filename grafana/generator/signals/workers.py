@@ -134,8 +134,8 @@ EXITS = Signal(
 CONTAINER_MEMORY = Signal(
     title="Container memory",
     description=(
-        "Memory that the containers of flask-app and nginx-access-exporter use and cannot give "
-        "back (working set), and their limits. At its limit the kernel kills a process. Without a "
+        "Memory that each container of flask-app uses and cannot give back (working set), and "
+        "its limit. At its limit the kernel kills a process. Without a "
         "limit there is nothing to show. *Memory by worker* shows who uses it."
     ),
     unit="bytes",
