@@ -183,7 +183,7 @@ def environment(values: dict[str, str], run: Path) -> dict[str, str]:
         "ALERTMANAGER_CONFIG": str(ROOT / "prometheus" / "alertmanager.yml"),
         "ALERT_SECRETS_DIR": str(ROOT / "prometheus" / "secrets"),
         "GRAFANA_URL": f"http://localhost:{port['GRAFANA_PORT']}",
-        "RUNBOOKS_URL": f"http://localhost:{port['PROMETHEUS_PORT']}/user/runbooks.md",
+        "RUNBOOKS_URL": f"http://localhost:{port['PROMETHEUS_PORT']}/user/runbooks.html",
     }
     chosen = {name: values.get(name) or default for name, default in defaults.items()}
     grafana = grafana_program(values)

@@ -67,7 +67,7 @@ def quiet(stack: Stack, seconds: float) -> set[str]:
 
 @contextlib.contextmanager
 def mixed_traffic(stack: Stack) -> Iterator[None]:
-    """Every page, some misses among the hits, and what is not there."""
+    """Every page, some misses among the hits, and a path that does not exist."""
     with contextlib.ExitStack() as clients:
         for path in ("/", "/cache-me", "/cache-me", "/cache-me", "/info", "/not-there"):
             clients.enter_context(traffic(stack, path))

@@ -7,11 +7,13 @@ The stack runs copies of its own rules and settings in which time passes SPEED t
 from __future__ import annotations
 
 import contextlib
+import html
 import re
 import signal
 from collections.abc import Iterator
 from email.message import EmailMessage
 from pathlib import Path
+from urllib.parse import parse_qsl, urljoin, urlsplit
 
 import pytest
 import requests
@@ -84,7 +86,7 @@ def fast(
         "ALERT_SECRETS_DIR": str(secrets),
         "GUNICORN_TIMEOUT": str(GUNICORN_TIMEOUT),
         "GRAFANA_URL": "https://grafana.example.com",
-        "RUNBOOKS_URL": "https://example.com/runbooks.md",
+        "RUNBOOKS_URL": "https://example.com/runbooks.html",
     }
     with launch(kind, settings) as running:
         # Only now is it known at which address this process is reached.
@@ -105,6 +107,12 @@ def fast(
 
 
 # --- what happens --------------------------------------------------------------------------------
+
+
+def promql(page: str) -> list[str]:
+    """The queries on a page in docs/."""
+    text = (ROOT / "docs" / page).read_text()
+    return [html.unescape(it) for it in re.findall(r'<pre class="promql">(.*?)</pre>', text, re.S)]
 
 
 @contextlib.contextmanager
@@ -138,7 +146,7 @@ def told(stack: Stack, receivers: Receivers, name: str, status: str, **labels: s
 
 def tell(stack: Stack, **labels: str) -> None:
     """Send Alertmanager an alert that no rule made."""
-    annotations = {"summary": "It is", "runbook_url": "https://example.com/runbooks.md#x"}
+    annotations = {"summary": "It is", "runbook_url": "https://example.com/runbooks.html#x"}
     alert = {"labels": labels, "annotations": annotations}
     url = f"{stack.alertmanager}/api/v2/alerts"
     requests.post(url, json=[alert], timeout=10).raise_for_status()
@@ -161,7 +169,7 @@ def test_miss_storm_is_told_and_its_end_is(fast: Stack, receivers: Receivers) ->
     }
     annotations = alert["annotations"]
     assert re.match(r"/cache-me: [\d.]+% of the requests miss", annotations["summary"])
-    assert annotations["runbook_url"] == "https://example.com/runbooks.md#cachemissratiohigh"
+    assert annotations["runbook_url"] == "https://example.com/runbooks.html#CacheMissRatioHigh"
     assert annotations["dashboard_url"] == (
         "https://grafana.example.com/d/route?var-route=%2Fcache-me"
     )
@@ -186,10 +194,10 @@ def test_every_receiver_is_told_in_its_own_way(fast: Stack, receivers: Receivers
 
     post = wait_until(slack, DEADLINE, "a post")
     assert post["title"] == "FIRING: SomethingOfYourOwn /x"
-    assert "<https://example.com/runbooks.md#x|Runbook>" in post["text"]
+    assert "<https://example.com/runbooks.html#x|Runbook>" in post["text"]
     letter = wait_until(mail, DEADLINE, "a mail")
     assert letter["To"] == "team@example.com"
-    assert "https://example.com/runbooks.md#x" in letter.get_body(("html",)).get_content()
+    assert "https://example.com/runbooks.html#x" in letter.get_body(("html",)).get_content()
 
 
 def test_worker_that_is_killed_is_told(fast: Stack, receivers: Receivers) -> None:
@@ -269,9 +277,7 @@ def test_metrics_that_alerts_and_runbooks_read_exist(fast: Stack) -> None:
             for group in yaml.safe_load(path.read_text())["groups"]
             for rule in group["rules"]
         ]
-        texts += re.findall(
-            r"```promql\n(.*?)```", (ROOT / "docs" / "runbooks.md").read_text(), re.DOTALL
-        )
+        texts += promql("runbooks.html")
         names = set(re.findall(METRIC_NAME, "\n".join(texts)))
         assert len(names) > 20
         wait_until(
@@ -291,7 +297,7 @@ def test_watchdog_carries_the_addresses_to_prometheus_only(fast: Stack) -> None:
     (watchdog,) = fast.query('ALERTS{alertname="Watchdog"}')
     addresses = {name: url for name, url in watchdog["metric"].items() if name.endswith("_url")}
     assert addresses.pop("grafana_url") == "https://grafana.example.com"
-    assert addresses.pop("runbooks_url") == "https://example.com/runbooks.md"
+    assert addresses.pop("runbooks_url") == "https://example.com/runbooks.html"
     for name, port in (
         ("prometheus_url", "PROMETHEUS_PORT"),
         ("alertmanager_url", "ALERTMANAGER_PORT"),
@@ -306,3 +312,37 @@ def test_watchdog_carries_the_addresses_to_prometheus_only(fast: Stack) -> None:
 
     wait_until(sent, DEADLINE, "Watchdog to reach Alertmanager")
     assert sent() == [{"alertname": "Watchdog", "severity": "info"}]
+
+
+@pytest.mark.parametrize("page", ["runbooks.html", "graphs.html"])
+def test_prometheus_serves_the_pages_and_answers_their_queries(fast: Stack, page: str) -> None:
+    served = requests.get(f"{fast.prometheus}/user/{page}", timeout=10)
+    assert served.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert served.text == (ROOT / "docs" / page).read_text()
+    assert promql(page)
+    for query in promql(page):
+        fast.query(query)  # raises an error where Prometheus refuses it
+
+
+def test_every_alert_links_to_its_section_of_the_runbooks(fast: Stack) -> None:
+    rules = requests.get(f"{fast.prometheus}/api/v1/rules?type=alert", timeout=10).json()
+    names = [rule["name"] for group in rules["data"]["groups"] for rule in group["rules"]]
+    page = requests.get(f"{fast.prometheus}/user/runbooks.html", timeout=10).text
+    assert names == re.findall(r'<section id="(\w+)">', page)
+
+
+def test_links_to_graphs_open_prometheus_interface_with_the_query(fast: Stack) -> None:
+    text = (ROOT / "docs" / "graphs.html").read_text()
+    *each, last = promql("graphs.html")
+    links = [html.unescape(it) for it in re.findall(r'href="(/graph\?[^"]+)"', text)]
+    shown = [
+        [value for name, value in parse_qsl(urlsplit(link).query) if name.endswith(".expr")]
+        for link in links
+    ]
+    assert shown == [[*each, last], *([query] for query in (*each, last))]
+    for link in links:
+        url = urljoin(f"{fast.prometheus}/user/graphs.html", link)
+        # Debian's Prometheus redirects twice. Its Prometheus 3 comes without the page itself.
+        final = requests.get(url, timeout=10)
+        assert urlsplit(final.url).path in ("/classic/graph", "/query")
+        assert parse_qsl(urlsplit(final.url).query) == parse_qsl(urlsplit(link).query)

@@ -46,7 +46,7 @@ BUSY_WORKERS = Signal(
         "What each worker's threads are doing: nothing (grey), working on requests (blue), all "
         "working (orange). Red is stuck: the worker holds requests and has answered none for half "
         "a minute. With threads, gunicorn never ends it for that: look at its stack "
-        "(docs/runbooks.md, UpstreamSlow), then kill it."
+        "(docs/runbooks.html, UpstreamSlow), then kill it."
     ),
     unit="percentunit",
     queries=(
