@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sourced by the scripts here: progress lines with the seconds since the first of them began.
+# Sourced by the scripts here: prints progress lines with the seconds since the first script began.
 export CI_STARTED=${CI_STARTED:-$EPOCHSECONDS}
 
 say() {

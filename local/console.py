@@ -14,5 +14,5 @@ def progress(message: str) -> None:
 
 
 def warn(message: str) -> None:
-    """Print what the user should know, and what to do about it."""
+    """Print a warning."""
     print(f"warning: {message}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Makes the part of a service's log that tells why it failed readable."""
+"""Finds the reason in the log of a service that failed, and makes it readable."""
 
 from __future__ import annotations
 

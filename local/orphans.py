@@ -1,8 +1,8 @@
 """Finds and ends processes of the stack whose supervisord was killed.
 
-supervisord leads a session, and what it starts stays in that. Whether a session is this stack's
-tells the run directory, in the environment or the command line of one of its processes: the number
-in an old pid file may be somebody else's by now.
+supervisord leads a session, and the processes that it starts stay in it. A session belongs to this
+stack if one of its processes has the run directory in its environment or command line: the kernel
+may have given the number in an old pid file to another process.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ class _Stat(NamedTuple):
 
 
 def alive(pid: int) -> bool:
-    """Whether the process runs; one that nobody has waited for yet (a zombie) does not."""
+    """Whether the process runs; a zombie does not."""
     stat = _stat(pid)
     return stat is not None and stat.state not in "ZX"
 
 
 def find(run: Path) -> list[int]:
-    """The processes of the stack whose run directory this is, its supervisord included."""
+    """The processes of the stack with this run directory, including its supervisord."""
     try:
         leader = int((run / "supervisord.pid").read_text())
     except (FileNotFoundError, ValueError):
         return []
     if leader == os.getsid(0):
-        return []  # an old number, which this terminal's session has by now
+        return []  # an old number that is now this terminal's session
     running = session(leader)
     return running if any(_knows(pid, run) for pid in running) else []
 
 
 def session(leader: int) -> list[int]:
-    """The processes of a session that run."""
+    """The running processes of a session."""
     pids = sorted(int(path.name) for path in Path("/proc").glob("[0-9]*"))
     return [pid for pid in pids if (stat := _stat(pid)) and stat.session == leader and alive(pid)]
 
@@ -64,13 +64,13 @@ def _stat(pid: int) -> _Stat | None:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # After the name, which stands in brackets: state, parent, group, session. See proc_pid_stat(5).
+    # After the name in brackets: state, parent, group, session. See proc_pid_stat(5).
     state, _parent, _group, session, *_ = text.rpartition(")")[2].split()
     return _Stat(state, int(session))
 
 
 def _knows(pid: int, run: Path) -> bool:
-    # nginx writes its title over its environment; its command line has the directory.
+    # nginx overwrites its environment with its title, but its command line has the directory.
     try:
         environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         command = Path(f"/proc/{pid}/cmdline").read_bytes()

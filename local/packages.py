@@ -1,7 +1,7 @@
 """Fetches what local processes need: servers as Debian or Ubuntu packages, Python's from PyPI.
 
-All of it goes to `.local/`. Nothing is installed on the system and no root is needed: apt has its
-state there too, and the packages are only unpacked. Programs already on PATH are used as they are.
+Everything goes to `.local/`, apt's state included. Nothing is installed on the system and root is
+not needed: the packages are only unpacked. Programs that are on PATH are used from there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from local.settings import BIN, LOCAL, PACKAGES, ROOT, VENV, StackError
 
-# Program: the names it goes by (upstream's, Debian's), and the Debian package that has it.
+# For each program: its names (upstream's, Debian's), and the Debian package that contains it.
 PROGRAMS = {
     "nginx": (("nginx",), "nginx"),
     "envsubst": (("envsubst",), "gettext-base"),
@@ -39,7 +39,7 @@ SERVICE_REQUIREMENTS = (
     ROOT / "local" / "requirements-top.txt",
 )
 TOP_REQUIREMENTS = SERVICE_REQUIREMENTS[-1]
-# Our own packages; what they depend on is in the requirements above.
+# The packages of this repository; the requirements above include their dependencies.
 SERVICE_PACKAGES = (ROOT / "flask" / "telemetry", ROOT / "nginx" / "access_exporter")
 LOCK_REQUIREMENTS = ROOT / "local" / "requirements-lock.txt"
 TEST_REQUIREMENTS = (ROOT / "tests" / "requirements.txt",)
@@ -72,7 +72,7 @@ Progress = Callable[[str], None]
 
 
 def ensure_programs(progress: Progress) -> None:
-    """Have every program of PROGRAMS in `.local/bin`, as a link under upstream's name.
+    """Link every program of PROGRAMS into `.local/bin`, under upstream's name.
 
     Raises:
         StackError: a program is neither on PATH nor in the distribution's packages.
@@ -88,7 +88,7 @@ def ensure_programs(progress: Progress) -> None:
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         raise StackError(
             f"not found on PATH: {', '.join(missing)}. Install them, or use Docker "
-            "(docker compose up): only Debian's and Ubuntu's packages are fetched from here."
+            "(docker compose up): ./stack can fetch only Debian's and Ubuntu's packages."
         )
     progress(f"fetching {', '.join(packages)} from the distribution's packages")
     _unpack(packages)
@@ -98,7 +98,7 @@ def ensure_programs(progress: Progress) -> None:
 
 
 def ensure_python(progress: Progress, *, tests: bool) -> None:
-    """Have a virtual environment in `.local/venv` with the services' packages (and the tests')."""
+    """Install the services' packages (and the tests') into the environment `.local/venv`."""
     requirements = SERVICE_REQUIREMENTS + (TEST_REQUIREMENTS if tests else ())
     for path in requirements:
         _ensure_requirements(path, progress)
@@ -107,25 +107,25 @@ def ensure_python(progress: Progress, *, tests: bool) -> None:
 
 
 def ensure_top(progress: Progress) -> None:
-    """Have what `./stack top` needs in `.local/venv`: no more, where containers run the stack."""
+    """Install only what `./stack top` needs into `.local/venv`."""
     _ensure_requirements(TOP_REQUIREMENTS, progress)
 
 
 def ensure_lock(progress: Progress) -> None:
-    """Have what `./stack lock` needs in `.local/venv`."""
+    """Install what `./stack lock` needs into `.local/venv`."""
     _ensure_requirements(LOCK_REQUIREMENTS, progress)
 
 
 def mime_types() -> Path:
-    """nginx's table of file types, which its packages put beside its configuration.
+    """The path of nginx's table of file types, which its packages install with its configuration.
 
     Raises:
-        StackError: there is none.
+        StackError: it was not found.
     """
     nginx = (BIN / "nginx").resolve()
     built = subprocess.run([nginx, "-V"], capture_output=True, text=True, check=True).stderr
     configuration = re.search(r"--conf-path=(\S+)", built)
-    folders = [nginx.parents[2] / "etc/nginx"]  # below the same root, as Debian has it
+    folders = [nginx.parents[2] / "etc/nginx"]  # Debian's layout, below the same root
     if configuration:
         folders.append(Path(configuration[1]).parent)
     for folder in folders:
@@ -135,14 +135,14 @@ def mime_types() -> Path:
 
 
 def programs() -> dict[str, Path]:
-    """Where each program of PROGRAMS is now; those that are nowhere are left out."""
+    """The paths of the programs of PROGRAMS that are installed or fetched."""
     found = {program: _find(program) for program in PROGRAMS}
     return {program: path for program, path in found.items() if path}
 
 
 def _find(program: str) -> Path | None:
     folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
-    # Not our own links; an ordinary user's PATH often lacks sbin, where nginx is.
+    # Skip our own links. An ordinary user's PATH often lacks sbin, which contains nginx.
     folders = [folder for folder in folders if folder and Path(folder) != BIN]
     folders += ["/usr/sbin", str(PACKAGES / "usr/bin"), str(PACKAGES / "usr/sbin")]
     for name in PROGRAMS[program][0]:
@@ -152,7 +152,7 @@ def _find(program: str) -> Path | None:
 
 
 def _link_all(progress: Progress) -> list[str]:
-    """Link each program into `.local/bin`; returns those that are nowhere."""
+    """Link each program into `.local/bin`; return the names of those that were not found."""
     found = programs()
     for program, path in found.items():
         link = BIN / program
@@ -166,10 +166,10 @@ def _link_all(progress: Progress) -> list[str]:
 
 
 def _unpack(packages: list[str]) -> None:
-    """Fetch packages, with those of their dependencies that the system lacks, and unpack them."""
+    """Fetch packages, with the dependencies that the system lacks, and unpack them."""
     (LOCAL / "apt/lists/partial").mkdir(parents=True, exist_ok=True)
     (ARCHIVES / "partial").mkdir(parents=True, exist_ok=True)
-    # It succeeds if lists could not be fetched, and the install then blames the packages.
+    # This succeeds even if no list could be fetched; then the install reports unknown packages.
     updated = _run([*APT, "update"], "apt-get could not read the package lists")
     install = [*APT, "install", "--yes", "--download-only", "--no-install-recommends", *packages]
     try:
@@ -187,27 +187,27 @@ def _unpack_archives() -> None:
     for archive in archives:
         _run(["dpkg-deb", "-x", str(archive), str(PACKAGES)], f"{archive} could not be unpacked")
     _relocate()
-    # Only now, so that the next start finishes what an interruption of this one leaves half done.
+    # Deleted only now: if this start is interrupted, the next one unpacks them again.
     for archive in archives:
         archive.unlink()
 
 
 def _relocate() -> None:
-    """Have unpacked programs find the files of theirs whose path Debian's builds have compiled in.
+    """Let unpacked programs find their files, whose absolute paths Debian compiles into them.
 
-    In its place, of the same length, comes one that is relative: local/supervisord.conf starts
-    each of them in its folder. (Without its templates Alertmanager does not even start.)
+    Replaces each path by a relative one of the same length; local/supervisord.conf starts each
+    program in the right folder. (Alertmanager does not start without its templates.)
     """
     for name, folder in RELOCATED.items():
         program = PACKAGES / "usr/bin" / name
         if program.is_file():
             here = (b"./" * len(folder))[: len(folder)]
-            # Into a new file: the old one may be running.
+            # In a new file, because the old one may be running.
             relocated = program.with_suffix(".new")
             relocated.write_bytes(program.read_bytes().replace(folder.encode(), here))
             relocated.chmod(0o755)
             relocated.replace(program)
-    # What a page needs may be installed on the system, and so was not fetched.
+    # A page's files may be installed on the system, so apt did not fetch them.
     for link in (PACKAGES / "usr/share/prometheus/web/static").glob("*"):
         if not link.exists():
             inside = Path(os.path.normpath(link.parent / link.readlink()))
@@ -216,17 +216,17 @@ def _relocate() -> None:
 
 
 def _ensure_requirements(path: Path, progress: Progress) -> None:
-    """Install a requirements file, once for each content of it and each environment."""
+    """Install a requirements file, unless this environment has that version of it."""
     _install_once(path, path.read_bytes(), ["--requirement", str(path)], progress)
 
 
 def _ensure_package(folder: Path, progress: Progress) -> None:
-    """Install a package of this repository, once for each content of it and each environment."""
+    """Install a package of this repository, unless this environment has that version of it."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     content = b"".join(
         os.fsencode(path) + path.read_bytes() for path in files if "__pycache__" not in path.parts
     )
-    # pip takes no local folder under --require-hashes, which the requirements have.
+    # pip refuses local folders with --require-hashes, so the requirements were installed before.
     options = ["--no-deps", "--no-build-isolation", "--force-reinstall", str(folder)]
     _install_once(folder, content, options, progress)
 
@@ -246,7 +246,7 @@ def _install_once(path: Path, content: bytes, options: list[str], progress: Prog
 
 
 def _ensure_venv(progress: Progress) -> Path:
-    """A virtual environment with pip, also where Debian's python3-venv is not installed."""
+    """Make a virtual environment with pip, even if Debian's python3-venv is not installed."""
     python = VENV / "bin" / "python"
     stamp = VENV / "pip-works"
     if stamp.is_file() and stamp.read_text() == _venv_identity():
@@ -263,12 +263,12 @@ def _ensure_venv(progress: Progress) -> Path:
 
 
 def _venv_identity() -> str:
-    """What a virtual environment depends on: it can't be moved, nor used by another Python."""
+    """Its folder and its Python: a virtual environment works only with these."""
     return f"{VENV} {sys.version}"
 
 
 def _pip_wheel() -> Path:
-    """Pip as Debian packages it beside python3-venv."""
+    """The path of the pip wheel in Debian's packages."""
     if shutil.which("apt-get") is None:
         raise StackError("this Python has no ensurepip: install it, or use Docker")
     _unpack(["python3-pip-whl"])

@@ -1,4 +1,4 @@
-"""Starts, asks and ends the local processes, which supervisor keeps (local/supervisord.conf)."""
+"""Starts, checks and ends the local processes, which supervisor runs (local/supervisord.conf)."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from local.versions import Program, running_programs
 
 CONFIG = ROOT / "local" / "supervisord.conf"
 SUPERVISORD, SUPERVISORCTL = (VENV / "bin" / name for name in ("supervisord", "supervisorctl"))
-# The longest path Linux takes for a Unix socket, less the suffix supervisor adds in making one.
+# Linux's limit for the path of a Unix socket, less the suffix that supervisor adds at first.
 LONGEST_SOCKET_PATH = 107 - len(".2147483647")
 STATUS_LINE = re.compile(r"(?P<name>\S+)\s+(?P<state>[A-Z]+)(?:\s+pid (?P<pid>\d+))?")
 ENDED = ("BACKOFF", "EXITED")
-ENDS_EARLY = ("nginx-exporter",)  # if nginx does not answer yet; supervisor starts it again
+ENDS_EARLY = ("nginx-exporter",)  # it ends if nginx does not answer yet; supervisor restarts it
 # The app answers, but not its health check. It may still be loading, so this is not final at once.
 REFUSED = re.compile(r"HTTP Error (4\d\d)")
 REFUSED_WITHIN = 3.0  # seconds
@@ -50,7 +50,7 @@ class Status:
 
 
 class Processes:
-    """The stack whose state is in one run directory."""
+    """The stack that has its state in this run directory."""
 
     def __init__(self, run: Path) -> None:
         self.run = run
@@ -67,12 +67,12 @@ class Processes:
         )
 
     def check_paths(self) -> None:
-        """Raise StackError where supervisor can't work with the folders this is in."""
+        """Raise StackError if supervisor can't work with the paths of this stack's folders."""
         for folder in (ROOT, self.run):
             if odd := re.search(r"[\s'\"%$;\\]", str(folder)):
                 raise StackError(
                     f"there is a {odd[0]!r} in {str(folder)!r}: "
-                    "move this folder, or set STACK_RUN_DIR, to a path without"
+                    "move this folder, or set STACK_RUN_DIR, to a path without that character"
                 )
         socket_path = str(self.run / "supervisor.sock")
         if len(os.fsencode(socket_path)) > LONGEST_SOCKET_PATH:
@@ -124,7 +124,7 @@ class Processes:
         since: dict[str, float] = {}
         while orphans.alive(supervisord):
             remaining = {name for name, pid in pids.items() if orphans.alive(pid)}
-            # The last to be stopped, one after the other.
+            # supervisord stops these last, one after the other.
             if remaining and remaining <= {"nginx-proxy", "flask-app"}:
                 service = max(remaining)
                 began = since.setdefault(service, time.monotonic())
@@ -137,7 +137,7 @@ class Processes:
             time.sleep(0.05)
 
     def refuse_orphans(self) -> None:
-        """Raise StackError where processes of a supervisord that was killed run on."""
+        """Raise StackError if processes still run although their supervisord was killed."""
         if pids := orphans.find(self.run):
             raise StackError(
                 "orphaned processes of this stack still run; the supervisord that started them "
@@ -145,7 +145,7 @@ class Processes:
             )
 
     def end_orphans(self, *, now: bool = False) -> bool:
-        """End the processes of a supervisord that was killed; whether there were any."""
+        """End the processes of a supervisord that was killed; return whether any were found."""
         pids = orphans.find(self.run)
         orphans.end(pids, now=now)
         self._saved.unlink(missing_ok=True)
@@ -158,11 +158,11 @@ class Processes:
             raise StackError(f"supervisorctl {action} {service}: {done.stdout.strip()}")
 
     def pid(self, service: str) -> int:
-        """The process id of a service's main process; 0 where it does not run."""
+        """The process id of a service's main process; 0 if it does not run."""
         return int(self._control("pid", service).stdout)
 
     def statuses(self) -> list[Status]:
-        """Every service with supervisor's state and the answer of its health check."""
+        """The state of every service and the result of its health check."""
         env = self.saved_environment()
         states = self._states()
         services = [service for service in SERVICES if service.name in states]
@@ -182,7 +182,7 @@ class Processes:
         """Wait for every health check to pass, and report each that does.
 
         Raises:
-            StackError: a service ended, or was not healthy in time; with its log, readable.
+            StackError: a service ended, or was not healthy in time; the message has its log.
         """
         start = _Start(seconds)
         healthy: set[str] = set()
@@ -202,7 +202,7 @@ class Processes:
             time.sleep(0.1)
 
     def programs(self) -> dict[str, Program]:
-        """What ran each service when the stack was last started."""
+        """The program of each service when the stack was last started."""
         if not self._programs.is_file():
             return {}
         saved = json.loads(self._programs.read_text())
@@ -226,7 +226,7 @@ class Processes:
         return [service.name for service in SERVICES if self.log(service.name).is_file()]
 
     def _put_logs_aside(self) -> None:
-        """Begin this run's logs anew; those of the run before stay until the next start."""
+        """Begin new logs; those of the previous run stay in `previous/` until the next start."""
         logs = self.run / "logs"
         previous = logs / "previous"
         shutil.rmtree(previous, ignore_errors=True)
@@ -248,7 +248,7 @@ class Processes:
         return _output(command, self.saved_environment())
 
     def _excerpt(self, service: str) -> str:
-        # A service that never started has no log: then supervisor's own says why.
+        # A service that never started has no log; then supervisor's own log has the reason.
         return excerpt(self._log_text(service).strip() or self._log_text("supervisord"))
 
     def _log_text(self, service: str) -> str:
@@ -257,7 +257,7 @@ class Processes:
 
 
 class _Start:
-    """Judges, while services start, which of them will not become healthy."""
+    """Finds services that will not become healthy, while they start."""
 
     def __init__(self, seconds: float) -> None:
         self._deadline = time.monotonic() + seconds
@@ -294,18 +294,18 @@ class _Start:
 
 
 def _prometheus_options(version: str) -> str:
-    """Options that only this version needs: before 3, labels are expanded behind a flag."""
+    """Options for this version: Prometheus 2 expands external labels only with a flag."""
     return "--enable-feature=expand-external-labels" if version.startswith("2.") else ""
 
 
 def url(service: Service, env: dict[str, str]) -> str:
-    """Where a service's health check answers."""
+    """The URL of a service's health check."""
     return f"http://127.0.0.1:{env[service.port_variable]}{service.health_path}"
 
 
 def check(address: str) -> str:
-    """Ask a health check; returns what came instead of 200 within 2 seconds, empty for 200."""
-    # On this machine, so not through a proxy that the environment names.
+    """Call a health check; return the problem, empty if it answers 200 within 2 seconds."""
+    # The service is on this machine, so no proxy may be used.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(address, timeout=2) as response:
@@ -316,7 +316,7 @@ def check(address: str) -> str:
 
 
 def _run(command: list[str | Path], env: dict[str, str], failure: str) -> None:
-    """Run a command; where it fails, raise StackError with what it said."""
+    """Run a command; if it fails, raise StackError with its output."""
     done = _output(command, env)
     if done.returncode != 0:
         raise StackError(f"{failure}:\n{done.stdout.strip()}")

@@ -1,4 +1,4 @@
-"""Whom alerts reach, and whether a test alert gets there."""
+"""Who receives alerts, and whether a test alert arrives."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def known_names() -> set[str]:
 
 
 def secrets_folder(values: dict[str, str]) -> Path:
-    """Where secret settings are, one file each."""
+    """The folder of secret settings, one file each."""
     return ROOT / (values.get("ALERT_SECRETS_DIR") or "prometheus/secrets")
 
 
@@ -68,7 +68,7 @@ def configured(values: dict[str, str]) -> dict[str, str]:
 
 
 def describe(values: dict[str, str]) -> list[str]:
-    """Lines that say who is told of alerts, and which files among the secrets are not read."""
+    """Lines that name the receivers of alerts and the files among the secrets that are not read."""
     people = (
         ", ".join(configured(values)) or "nobody (see docs/alerts.md); only the pages show them"
     )

@@ -1,6 +1,6 @@
-"""Lays out the containers' configuration for local processes: same files, other addresses.
+"""Writes the containers' configuration for local processes: same files, other addresses.
 
-python -m local.render      in the environment that local/settings.py makes
+python -m local.render      in the environment that local/settings.py defines
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from local.settings import BIN, ROOT, container_addresses
 
 
 def render(environment: dict[str, str]) -> None:
-    """Lay out nginx's configuration folder and prometheus.yml below STACK_RUN_DIR."""
+    """Write nginx's configuration folder and prometheus.yml below STACK_RUN_DIR."""
     run = Path(environment["STACK_RUN_DIR"])
     _render_nginx(environment, Path(environment["NGINX_RUN_DIR"]))
     source = Path(environment["PROMETHEUS_CONFIG"]).read_text()
@@ -26,12 +26,12 @@ def render(environment: dict[str, str]) -> None:
 
 
 def render_prometheus(text: str, addresses: dict[str, str], environment: dict[str, str]) -> str:
-    """prometheus.yml with other target addresses; names found by DNS become static targets.
+    """Return prometheus.yml with other target addresses; DNS names become static targets.
 
     Args:
         text: prometheus.yml as it is in the container.
         addresses: for `service:port`, the `host:port` to use instead.
-        environment: has PROMETHEUS_RULES_DIR, and GRAFANA (empty where Grafana does not run).
+        environment: has PROMETHEUS_RULES_DIR, and GRAFANA (empty if Grafana does not run).
     """
     config = yaml.safe_load(text)
     rules = Path(environment["PROMETHEUS_RULES_DIR"])
@@ -50,12 +50,12 @@ def render_prometheus(text: str, addresses: dict[str, str], environment: dict[st
 
 
 def _render_nginx(environment: dict[str, str], folder: Path) -> None:
-    """Do what the nginx image does at start: fill templates/ from the environment into conf.d/."""
+    """Do what the nginx image does at start: fill in templates/ and write them to conf.d/."""
     # Only our own variables: nginx's ($host, $status, …) look the same to envsubst.
     names = [name for name in environment if name.startswith(("NGINX_", "FLASK_APP_"))]
     variables = " ".join(f"${{{name}}}" for name in names)
     templates = ROOT / "nginx" / "templates"
-    # nginx would also read what an earlier start made of a template that is gone.
+    # Otherwise nginx would also read the result of a template that has been renamed or deleted.
     shutil.rmtree(folder / "conf.d", ignore_errors=True)
     for template in templates.rglob("*.template"):
         target = folder / "conf.d" / template.relative_to(templates).with_suffix("")

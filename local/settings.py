@@ -1,7 +1,7 @@
-"""Where the services live when they run as local processes: all that differs from the containers.
+"""Settings, and the addresses and paths of services that run as local processes.
 
-The configuration files are the containers' own. They read these variables; prometheus.yml, which
-reads none, has the containers' addresses replaced by the ones given here.
+The configuration files are the ones that the containers use. They read these variables.
+prometheus.yml reads none: local/render.py replaces the containers' addresses in it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ PACKAGES = LOCAL / "packages"
 
 
 class StackError(Exception):
-    """Something the user can mend; the message says what it is and what to do."""
+    """A problem that the user can solve; the message names it and says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Service:
-    """A service: its name in compose.yaml, its ports, and the path that tells its health."""
+    """A service: its name in compose.yaml, its ports, and the path of its health check."""
 
     name: str
     port_variable: str
@@ -45,7 +45,7 @@ SERVICES = (
     Service("grafana", "GRAFANA_PORT", 3000, "/api/health", 3000),
 )
 
-# A comment may follow; without quotes, a space must stand before it.
+# A comment may follow. After a value without quotes, it needs a space before it.
 ENV_LINE = re.compile(
     r"""(?:export\s+)?(?P<name>[A-Za-z_]\w*)\s*=\s*
     (?:(?P<quote>['"])(?P<quoted>.*?)(?P=quote) | (?P<plain>[^\s'"#]\S*(?:\s+[^\s#]\S*)*)?)
@@ -54,7 +54,7 @@ ENV_LINE = re.compile(
 )
 
 LAST_PORT = 65535
-# Listeners beside a service's main one: in the containers these are fixed and never published.
+# Further ports of services. In containers these are fixed and never published.
 INNER_PORTS = {"FLASK_METRICS_PORT": 9200, "NGINX_STATUS_PORT": 8081}
 NEVER_PUBLISHED = (*INNER_PORTS, "NGINX_EXPORTER_PORT", "ACCESS_EXPORTER_PORT")
 DEFAULT_PORTS = {service.port_variable: service.default_port for service in SERVICES} | INNER_PORTS
@@ -99,7 +99,7 @@ def ports(values: dict[str, str], *, replicas: bool = False) -> dict[str, int]:
 
     Args:
         values: settings.
-        replicas: FLASK_PORT may be 0 and so on, since Compose finds a free port for each replica.
+        replicas: FLASK_PORT may be 0, since Compose finds a free port for each replica.
 
     Raises:
         StackError: a variable holds no port number, or two of them hold the same.
@@ -134,7 +134,7 @@ def port_problems(values: dict[str, str], *, replicas: bool = False) -> list[str
 
 
 def run_directory(values: dict[str, str]) -> Path:
-    """Where this stack's state, logs and data are: STACK_RUN_DIR, or `.local/run`."""
+    """The folder of this stack's state, logs and data: STACK_RUN_DIR, or `.local/run`."""
     return Path(values.get("STACK_RUN_DIR") or LOCAL / "run").resolve()
 
 
@@ -150,7 +150,7 @@ def environment(values: dict[str, str], run: Path) -> dict[str, str]:
         "STACK_PYTHON": str(VENV / "bin" / "python"),
         "NGINX_RUN_DIR": str(run / "nginx"),
         "NGINX_CACHE_DIR": str(run / "nginx" / "cache"),
-        # Started by root, nginx's workers would be nobody's, and shut out of a folder under /root.
+        # Workers of a root's nginx would run as nobody and could not read below /root.
         "NGINX_USER_DIRECTIVE": "" if os.geteuid() else "user root;",
         "NGINX_METRICS_LOG": str(run / "nginx" / "access-metrics.log"),
         "PROMETHEUS_MULTIPROC_DIR": str(run / "flask-app"),
@@ -165,7 +165,7 @@ def environment(values: dict[str, str], run: Path) -> dict[str, str]:
     addresses = {
         "NGINX_LISTEN": here["HTTP_PORT"],
         "NGINX_STATUS_LISTEN": here["NGINX_STATUS_PORT"],
-        "NGINX_LOCAL_RESOLVERS": "127.0.0.1",  # never asked: the upstream is an address
+        "NGINX_LOCAL_RESOLVERS": "127.0.0.1",  # not used: the upstream is an address
         "FLASK_APP_SERVER": here["FLASK_PORT"],
         "FLASK_APP_SERVER_PARAMETERS": "",
         "GUNICORN_BIND": here["FLASK_PORT"],
@@ -176,7 +176,7 @@ def environment(values: dict[str, str], run: Path) -> dict[str, str]:
         "GF_SERVER_HTTP_PORT": str(port["GRAFANA_PORT"]),
     }
     numbers = {name: str(number) for name, number in port.items()}
-    defaults = {  # for what is unset or, as in Compose, empty
+    defaults = {  # for variables that are unset or, as in Compose, empty
         "NGINX_WORKER_PROCESSES": "auto",
         "FLASK_APP_TIMEOUT": "65",
         "PROMETHEUS_CONFIG": str(ROOT / "prometheus" / "prometheus.yml"),
@@ -200,7 +200,7 @@ def environment(values: dict[str, str], run: Path) -> dict[str, str]:
         "GF_PATHS_PLUGINS": str(run / "grafana" / "plugins"),
         "GF_SECURITY_ADMIN_PASSWORD": values.get("GRAFANA_ADMIN_PASSWORD", ""),
     }
-    # See local/packages.py: where these are the unpacked ones, their files are looked for here.
+    # Programs that local/packages.py unpacked look for their files in these folders.
     for name, folder in (
         ("PROMETHEUS_DIRECTORY", "web"),
         ("ALERTMANAGER_DIRECTORY", "alertmanager"),
@@ -235,7 +235,7 @@ def _fetched_grafana(values: dict[str, str]) -> str:
 
 
 def container_addresses(values: dict[str, str]) -> dict[str, str]:
-    """For each address used inside the containers (`service:port`), its stand-in here."""
+    """The local address for each address inside the containers (`service:port`)."""
     port = ports(values)
     table = {
         f"{service.name}:{service.container_port}": f"127.0.0.1:{port[service.port_variable]}"
@@ -248,7 +248,7 @@ def container_addresses(values: dict[str, str]) -> dict[str, str]:
 
 
 def require_python() -> None:
-    """Raise StackError where this Python is too old to run the services."""
+    """Raise StackError if this Python is too old to run the services."""
     if sys.version_info < (3, 11):  # noqa: UP036 - this is the check
         raise StackError(
             f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: "

@@ -1,4 +1,4 @@
-"""Which program runs a service, in which version, and where it came from."""
+"""The program that runs each service, its version and its origin."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Program:
     """What runs a service."""
 
     name: str
-    version: str  # "unknown" if the program does not tell it
+    version: str  # "unknown" if the program does not print it
     path: str
 
     def describe(self) -> str:
@@ -53,7 +53,7 @@ def running_programs(environment: dict[str, str]) -> dict[str, Program]:
 
 
 def version(path: Path, environment: dict[str, str] | None = None) -> str:
-    """What a program says its version is."""
+    """The version that a program prints."""
     option = "-v" if path.name == "nginx" else "--version"
     try:
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""A busy machine, made on purpose: tests must not depend on its speed."""
+"""Makes the machine busy: the outcome of a test must not depend on the machine's speed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterator
 
 LOOPS = 6
-LONGEST = 180  # seconds, should the test be killed before it ends the loops
+LONGEST = 180  # seconds, in case the test is killed before it ends the loops
 
 
 @contextlib.contextmanager

@@ -1,10 +1,10 @@
-"""Tells whether flask/ has the sample application, or an app that somebody put in its place."""
+"""Finds out whether flask/ contains the sample application or another one."""
 
 from __future__ import annotations
 
 from local.settings import ROOT
 
-# What flask/ has besides an application.
+# Files in flask/ that do not belong to the application.
 KEPT = ("telemetry", "gunicorn.conf.py", "gunicorn_settings.py", "workers.py")
 
 
@@ -15,7 +15,7 @@ def is_in_place() -> bool:
 
 
 def foreign_files() -> list[str]:
-    """What belongs to somebody's app; the project's linters leave it alone."""
+    """Files of another application, which the project's linters do not check."""
     if is_in_place():
         return []
     return [f"flask/{path.name}" for path in (ROOT / "flask").iterdir() if path.name not in KEPT]

@@ -1,6 +1,6 @@
 """Real stacks for the end-to-end tests: one interface, two kinds (local processes, Compose).
 
-A stack started here has free ports and state of its own, so that it disturbs no other one.
+Each stack has its own ports and its own state, so it does not disturb others.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ class Process:
     command: str
 
 
-# Other ones in each process of pytest-xdist. All are below those that Linux gives to connections:
-# one of these could take a port before its server does.
+# Each process of pytest-xdist has its own range. All are below the ports that Linux gives to
+# connections: a connection could occupy a port before its server does.
 _PROCESS = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 _PORTS = range(10_000 + 1_000 * _PROCESS, 11_000 + 1_000 * _PROCESS)
 _SHUFFLED_PORTS = itertools.cycle(random.sample(_PORTS, len(_PORTS)))
 
 
 def free_port() -> int:
-    """A port nobody listens on, and no other caller was given lately."""
+    """Return a free port that no recent call returned."""
     while True:
         port = next(_SHUFFLED_PORTS)
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -70,12 +70,12 @@ def free_port() -> int:
 
 
 def wait_until(condition: Callable[[], T], timeout: float, what: str) -> T:
-    """The first true value of `condition`, asked ten times a second.
+    """Return the first true value of `condition`, which is called ten times a second.
 
     Args:
         condition: called until it returns something true; a failed request counts as false.
         timeout: seconds.
-        what: names what is waited for, in the failure.
+        what: what the test waits for, named in the failure.
     """
     deadline = time.monotonic() + timeout
     last: Any = None
@@ -114,7 +114,7 @@ class Stack:
         raise NotImplementedError
 
     def down(self) -> None:
-        """End every service and remove what the stack kept."""
+        """End every service and remove the stack's data."""
         raise NotImplementedError
 
     def stop(self, service: str) -> None:
@@ -139,21 +139,21 @@ class Stack:
         raise NotImplementedError
 
     def logs(self, service: str) -> str:
-        """What the service has printed."""
+        """The service's log."""
         raise NotImplementedError
 
     def address(self, service: str, port: int) -> str:
-        """The URL of a port that only the other services are meant to reach."""
+        """The URL of a port that is for other services only."""
         raise NotImplementedError
 
     @property
     def flask(self) -> str:
-        """The URL of the app without nginx."""
+        """The URL of the app itself, not through nginx."""
         raise NotImplementedError
 
     @property
     def host_address(self) -> str:
-        """The address at which the stack's services reach a server of the test."""
+        """The address of this machine, as the stack's services reach it."""
         raise NotImplementedError
 
     def kill(self, service: str, signal: signals.Signals = signals.SIGKILL) -> None:
@@ -172,7 +172,7 @@ class Stack:
         return found
 
     def metrics(self, service: str) -> str:
-        """A service's metrics as Prometheus scrapes them."""
+        """A service's metrics, as Prometheus scrapes them."""
         response = requests.get(
             f"{self.address(service, METRICS_PORTS[service])}/metrics", timeout=10
         )
@@ -180,7 +180,7 @@ class Stack:
         return response.text
 
     def total(self, service: str, name: str, **labels: str) -> float:
-        """The sum of a service's samples of this name that have these labels, as of now."""
+        """The current sum of a service's samples with this name and these labels."""
         return sum(
             sample.value
             for family in text_string_to_metric_families(self.metrics(service))
@@ -201,13 +201,13 @@ class Stack:
 
 
 class LocalStack(Stack):
-    """The stack as local processes, started by ./stack as a user would."""
+    """The stack as local processes, started by ./stack."""
 
     kind = "local"
 
     def __init__(self, env: dict[str, str]) -> None:
         super().__init__(env)
-        # Not below the project or pytest's folders: a Unix socket's path must be short.
+        # Directly below the temporary folder, because a Unix socket's path must be short.
         self.run = Path(tempfile.mkdtemp(prefix="stack-"))
         self._processes = Processes(self.run)
 
@@ -263,11 +263,11 @@ class ComposeStack(Stack):
     def __init__(self, env: dict[str, str]) -> None:
         super().__init__(env)
         self.project = f"stack-test-{uuid.uuid4().hex[:8]}"
-        self._addresses: dict[str, str] = {}  # asked for often, and slow to ask the engine for
+        self._addresses: dict[str, str] = {}  # used often, and slow to get from the engine
 
     @property
     def environment(self) -> dict[str, str]:
-        # Port 0: any free one, for each replica.
+        # Port 0: each replica gets any free port.
         return super().environment | {"COMPOSE_BAKE": "false", "FLASK_PORT": "0"}
 
     @property
@@ -283,7 +283,7 @@ class ComposeStack(Stack):
         return _run(command, self.environment)
 
     def up(self) -> None:
-        # Only the services whose images can be had, and what they depend on.
+        # Without Grafana, if its image cannot be pulled.
         services = self.compose("config", "--services").split()
         if not grafana_image():
             services.remove("grafana")
@@ -303,11 +303,11 @@ class ComposeStack(Stack):
         return self.compose("ps", "--quiet", service).split()
 
     def kill_container(self, container: str) -> None:
-        """End one replica without a word to anybody."""
+        """Kill one replica without warning."""
         _run(["docker", "kill", container])
 
     def inspect(self, service: str) -> dict[str, Any]:
-        """What the engine knows of a service's first container."""
+        """The engine's details of a service's first container."""
         return json.loads(_run(["docker", "inspect", self.containers(service)[0]]))[0]
 
     def main_process(self, service: str) -> int:
@@ -355,7 +355,7 @@ def launch(kind: str, env: dict[str, str] | None = None) -> Iterator[Stack]:
 
 @functools.cache
 def engine_missing() -> str:
-    """Why no stack can run in containers here; empty where one can."""
+    """Why no stack can run in containers here; empty if one can."""
     try:
         _run(["docker", "compose", "version"])
         _run(["docker", "info"])
@@ -366,7 +366,7 @@ def engine_missing() -> str:
 
 @functools.cache
 def grafana_image() -> bool:
-    """Whether Grafana's image is here or can be pulled."""
+    """Whether Grafana's image is on this machine or can be pulled."""
     image = settings()["GRAFANA_IMAGE"]
     for command in (["docker", "image", "inspect", image], ["docker", "pull", "--quiet", image]):
         if subprocess.run(command, capture_output=True, check=False, timeout=600).returncode == 0:
@@ -375,7 +375,7 @@ def grafana_image() -> bool:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that one has started; none where it has ended meanwhile."""
+    """The ids of a process's children; none if it has ended."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         return [
             int(child)
@@ -396,7 +396,7 @@ def _process(pid: int) -> Process:
 
 
 def _run(command: list[str | Path], env: dict[str, str] | os._Environ[str] | None = None) -> str:
-    """A command's output; where it fails, the test does, with what it said."""
+    """Run a command and return its output; if it fails, fail the test with the output."""
     done = subprocess.run(
         command,
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""The configuration is accepted by the programs that read it, and by their linters."""
+"""The programs that read the configuration accept it, and so do the linters."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.stacks import engine_missing
 
 
 def tracked(*patterns: str) -> list[str]:
-    """The project's files that match, as git knows them."""
+    """The project's files that match, according to git."""
     listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns)
     return [path for path in listed.split() if (ROOT / path).is_file()]
 
 
 def run(*command: str | Path, env: dict[str, str] | None = None) -> str:
-    """A command's output; where it fails, the test does, with what it said."""
+    """Run a command and return its output; if it fails, fail the test with the output."""
     done = subprocess.run(
         command,
         cwd=ROOT,
@@ -44,7 +44,7 @@ def compose_services() -> dict[str, dict[str, object]]:
 
 @pytest.fixture
 def rendered(tmp_path: Path) -> dict[str, str]:
-    """The environment of local processes whose configuration was laid out in a temporary folder."""
+    """The environment of local processes; their configuration is in a temporary folder."""
     env = environment(settings(), tmp_path)
     render(env)
     return env
@@ -55,7 +55,7 @@ def test_nginx_accepts_its_configuration(rendered: dict[str, str]) -> None:
     run("nginx", "-e", "stderr", "-t", "-p", folder, "-c", f"{folder}/nginx.conf", env=rendered)
 
 
-def test_nginx_reads_nothing_of_a_template_that_was_renamed(rendered: dict[str, str]) -> None:
+def test_nginx_does_not_read_the_result_of_a_renamed_template(rendered: dict[str, str]) -> None:
     folder = Path(rendered["NGINX_RUN_DIR"], "conf.d")
     (folder / "old.conf").write_text((folder / "flask-app.conf").read_text())
     render(rendered)
@@ -63,14 +63,14 @@ def test_nginx_reads_nothing_of_a_template_that_was_renamed(rendered: dict[str, 
 
 
 def test_gixy_finds_nothing_in_nginx_configuration(rendered: dict[str, str]) -> None:
-    # Who may reach stub_status is decided by the network its port is on, not by addresses.
+    # The network of its port decides who can reach stub_status, not a list of addresses.
     config = f"{rendered['NGINX_RUN_DIR']}/nginx.conf"
     run("gixy", "-l", "--skips", "status_page_exposed", config)
 
 
 def test_promtool_accepts_prometheus_configuration(rendered: dict[str, str]) -> None:
     run("promtool", "check", "config", f"{rendered['STACK_RUN_DIR']}/prometheus.yml")
-    # As it is in the container; the rule files are not beside it here, so only their syntax counts.
+    # As in the container. The rule files are elsewhere here, so check only the syntax.
     run("promtool", "check", "config", "--syntax-only", "prometheus/prometheus.yml")
 
 
@@ -110,13 +110,13 @@ def test_every_service_is_limited_and_restarted_and_checked(name: str) -> None:
     assert "mem_limit" in service
     assert service["restart"] == "unless-stopped"
     assert service["logging"]["options"]["max-size"]
-    # Built from scratch: nothing in it could run a health check.
+    # The image contains only the exporter, so it cannot run a health check.
     assert ("healthcheck" in service) == (name != "nginx-exporter")
     for dependency in service.get("depends_on", {}).values():
         assert dependency["condition"] == "service_healthy"
 
 
-def test_images_stand_in_env_alone() -> None:
+def test_only_env_names_images() -> None:
     for service in compose_services().values():
         assert str(service.get("image", "${built}")).startswith("${")
     for dockerfile in tracked("*/Dockerfile"):
@@ -159,7 +159,7 @@ def test_actionlint() -> None:
 
 
 def test_compose_lint(tmp_path: Path) -> None:
-    # A copy: below /root, any bind mount of the project's own files would count as the system's.
+    # In a copy, because compose-lint takes bind mounts below /root for the system's files.
     for name in ("compose.yaml", ".env"):
         shutil.copy(ROOT / name, tmp_path)
     env = os.environ | {"NO_COLOR": "1"}

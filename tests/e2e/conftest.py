@@ -1,4 +1,4 @@
-"""The stack that the end-to-end tests share: local processes first, then Compose."""
+"""The stacks that the end-to-end tests share: one of local processes, one of containers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.stacks import Stack, engine_missing, launch
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of one stack in one process: stacks mostly wait, so several run at once."""
+    """Run all tests of one stack in one process. Stacks mostly wait, so several run at once."""
     for item in items:
         if isinstance(item, pytest.Function) and "e2e" in item.path.parts:
             module = "shared" if "stack" in item.fixturenames else item.path.stem
@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", params=["local", "compose"])
 def kind(request: pytest.FixtureRequest) -> str:
-    """How stacks are started."""
+    """The kind of stack: local processes or Compose."""
     if request.param == "compose" and engine_missing():
         reason = f"no stack in containers: {engine_missing()}"
         if os.environ.get("STACK_REQUIRE_DOCKER") == "1":
@@ -33,6 +33,6 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def stack(kind: str) -> Iterator[Stack]:
-    """A running stack; a test that stops or changes a part of it puts that back."""
+    """A running stack; a test that stops or changes a part of it must restore it."""
     with launch(kind) as running:
         yield running

@@ -1,4 +1,4 @@
-"""The cache as a client sees it. Each test uses arguments of its own: an entry of its own."""
+"""The cache as a client sees it. Each test has its own arguments, so its own cache entry."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LIFETIME = 30  # seconds a 200 is kept
 
 
 def own_entry(stack: Stack, path: str = "/cache-me") -> str:
-    """A URL that no other test has asked for."""
+    """A URL that no other test uses."""
     return f"{stack.http}{path}?entry={uuid.uuid4().hex}"
 
 
@@ -33,7 +33,7 @@ def test_first_a_miss_then_hits(stack: Stack) -> None:
     assert [cache_status(url) for _ in range(3)] == ["MISS", "HIT", "HIT"]
 
 
-def test_arguments_host_and_method_make_entries_of_their_own(stack: Stack) -> None:
+def test_each_query_host_and_method_has_its_own_entry(stack: Stack) -> None:
     url = own_entry(stack)
     assert cache_status(url) == "MISS"
     assert cache_status(f"{url}&more=1") == "MISS"
@@ -43,12 +43,12 @@ def test_arguments_host_and_method_make_entries_of_their_own(stack: Stack) -> No
     assert cache_status(url) == "HIT"
 
 
-def test_only_cached_paths_tell_a_cache_status(stack: Stack) -> None:
+def test_only_cached_paths_have_a_cache_status(stack: Stack) -> None:
     assert cache_status(f"{stack.http}/") is None
     assert cache_status(f"{stack.http}/info") is None
 
 
-def test_authorized_requests_are_neither_answered_from_the_cache_nor_kept(stack: Stack) -> None:
+def test_authorized_requests_bypass_the_cache(stack: Stack) -> None:
     url = own_entry(stack)
     secret = {"Authorization": "Basic dXNlcjpwYXNzd29yZA=="}
     assert cache_status(url, headers=secret) == "BYPASS"
@@ -66,7 +66,7 @@ def test_fifty_first_requests_at_once_are_one_upstream_request(stack: Stack) -> 
     assert flask_requests(stack) == before + 1
 
 
-def test_an_expired_entry_is_answered_stale_and_revalidated_behind(stack: Stack) -> None:
+def test_an_expired_entry_is_served_stale_and_revalidated_in_the_background(stack: Stack) -> None:
     url = own_entry(stack)
     assert cache_status(url) == "MISS"
     before = flask_requests(stack)

@@ -37,13 +37,13 @@ def test_health_checks_of_nginx_and_flask(stack: Stack) -> None:
 
 
 def test_info_without_user_agent(stack: Stack) -> None:
-    silent = {"User-Agent": SKIP_HEADER}  # told nothing, requests and urllib3 name themselves
+    silent = {"User-Agent": SKIP_HEADER}  # otherwise requests and urllib3 send their names
     response = requests.get(f"{stack.http}/info", headers=silent, timeout=10)
     assert response.status_code == 200
     assert response.json()["user-agent"] is None
 
 
-def test_flask_gets_the_host_with_the_port_that_the_client_asked(stack: Stack) -> None:
+def test_flask_gets_the_host_and_the_port_that_the_client_used(stack: Stack) -> None:
     asked = requests.get(f"{stack.http}/info", timeout=10).json()
     assert asked["host"] == urlsplit(stack.http).netloc
     named = requests.get(f"{stack.http}/info", headers={"Host": "Example.com"}, timeout=10).json()
@@ -57,7 +57,7 @@ def test_flask_gets_the_host_with_the_port_that_the_client_asked(stack: Stack) -
         *("X-Forwarded-Port: 1", "X-Forwarded-Prefix: /a", "Forwarded: host=a;proto=https"),
     ],
 )
-def test_what_a_client_says_of_a_proxy_reaches_nobody(stack: Stack, header: str) -> None:
+def test_a_clients_proxy_headers_do_not_reach_flask(stack: Stack, header: str) -> None:
     name, _, value = header.partition(": ")
     url = f"{stack.http}/info?show={name}"
     response = requests.get(url, headers={name: value}, timeout=10)
@@ -65,7 +65,7 @@ def test_what_a_client_says_of_a_proxy_reaches_nobody(stack: Stack, header: str)
     assert response.headers.get("X-Shown", "") != value
 
 
-def test_info_does_not_believe_a_client_about_its_address(stack: Stack) -> None:
+def test_a_client_cannot_forge_its_address(stack: Stack) -> None:
     honest = requests.get(f"{stack.http}/info", timeout=10).json()
     forged = {"X-Real-IP": "203.0.113.7", "X-Forwarded-For": "203.0.113.7, 198.51.100.1"}
     told = requests.get(f"{stack.http}/info", headers=forged, timeout=10).json()
@@ -76,7 +76,7 @@ def test_info_does_not_believe_a_client_about_its_address(stack: Stack) -> None:
 
 @pytest.mark.parametrize("path", ["/metrics", "/stub_status", "/metrics/", "//metrics"])
 def test_telemetry_is_not_reachable_through_the_public_port(stack: Stack, path: str) -> None:
-    # A raw request: a client library would tidy the path up.
+    # A raw request, because a client library would normalize the path.
     address = urlsplit(stack.http)
     with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
         connection.sendall(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
@@ -86,7 +86,7 @@ def test_telemetry_is_not_reachable_through_the_public_port(stack: Stack, path: 
     assert "Active connections" not in answer
 
 
-def test_the_route_header_stays_between_flask_and_nginx(stack: Stack) -> None:
+def test_the_route_header_does_not_reach_clients(stack: Stack) -> None:
     assert requests.get(stack.flask, timeout=10).headers["X-Route"] == "/"
     for path in ("/", "/cache-me", "/cache-me", "/no-such-page"):
         assert "X-Route" not in requests.get(stack.http + path, timeout=10).headers
@@ -96,5 +96,5 @@ def test_unknown_paths_are_404(stack: Stack) -> None:
     assert requests.get(f"{stack.http}/no-such-page", timeout=10).status_code == 404
 
 
-def test_the_server_does_not_tell_its_version(stack: Stack) -> None:
+def test_the_server_header_has_no_version(stack: Stack) -> None:
     assert requests.get(stack.http, timeout=10).headers["Server"] == "nginx"

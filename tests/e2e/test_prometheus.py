@@ -1,4 +1,4 @@
-"""What Prometheus knows of the stack."""
+"""What Prometheus sees of the stack."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import requests
 
 from tests.stacks import Stack, wait_until
 
-# Grafana is a target only where it runs.
+# Grafana is a target only if it runs.
 JOBS = {
     "flask-app",
     "nginx-proxy",

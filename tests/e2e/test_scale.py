@@ -15,7 +15,7 @@ from tests.stacks import ComposeStack, Stack, wait_until
 
 
 class Client(threading.Thread):
-    """Asks for `/` until it is stopped, and keeps what went wrong."""
+    """Requests `/` until it is stopped, and records failures."""
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Client(threading.Thread):
 
 @contextlib.contextmanager
 def clients(stack: Stack, count: int) -> Iterator[list[Client]]:
-    """Keep `count` clients asking; at the end, hold them to have had no failure."""
+    """Run `count` clients; at the end, assert that none had a failure."""
     asking = [Client(stack.http) for _ in range(count)]
     for client in asking:
         client.start()
@@ -60,7 +60,7 @@ def answers(asking: list[Client]) -> int:
 
 @pytest.fixture
 def scalable(stack: Stack) -> Iterator[ComposeStack]:
-    """The shared stack, put back to one replica afterwards."""
+    """The shared stack; afterwards it has one replica again."""
     if not isinstance(stack, ComposeStack):
         pytest.skip("local processes have no replicas")
     yield stack
@@ -100,13 +100,13 @@ def test_scaling_to_three_and_back_on_a_busy_machine_fails_no_request(
 
 
 def test_replicas_that_vanish_one_after_another_fail_no_request(scalable: ComposeStack) -> None:
-    """A request that waits 2 s for one that is gone may then be sent to the next one to go."""
+    """nginx waits 2 s for a replica that is gone, and may then choose the next one to vanish."""
     scale(scalable, 6)
     _, *others = scalable.containers("flask-app")
     with clients(scalable, 20) as asking:
         wait_until(lambda: replicas_asked(scalable) == 6, 60, "nginx to ask all 6 replicas")
         for replica in others:
             scalable.kill_container(replica)
-            time.sleep(1)  # and some for the kill: as long as nginx keeps what DNS told it
+            time.sleep(1)  # with the kill about 2 s: as long as nginx uses an answer of DNS
         before = answers(asking)
         wait_until(lambda: answers(asking) > before + 100, 60, "more answers")

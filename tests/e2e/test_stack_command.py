@@ -1,4 +1,4 @@
-"""./stack as its users meet it: twice started, badly set, interrupted, ended."""
+"""The ./stack command: second starts, wrong settings, interruptions, failures, ends."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def run_stack(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,  # no limit of the stack's: a hang ends the test
+        timeout=240,  # only so that a hang ends the test
     )
 
 
 def processes_of(run: Path) -> list[int]:
-    """The processes that know of a run directory."""
+    """The processes that have this run directory in their environment."""
     marker = f"STACK_RUN_DIR={run}".encode()
     found = []
     for environ in Path("/proc").glob("[0-9]*/environ"):
@@ -130,7 +130,7 @@ def test_two_starts_at_once_are_one_after_the_other() -> None:
 
 
 def slow_request(stack: LocalStack) -> subprocess.Popen[bytes]:
-    """A client whose request takes a minute; returns when Flask works on it."""
+    """Start a client whose request takes a minute; return when Flask works on it."""
     client = subprocess.Popen(
         ["curl", "--silent", "--max-time", "90", f"{stack.http}/?sleep=60"],
         stdout=subprocess.DEVNULL,
@@ -152,7 +152,7 @@ def test_down_says_what_it_waits_for_and_can_be_hurried(how: str) -> None:
                 assert b"nginx-proxy is finishing its requests" in down.stdout.readline()
                 assert client.poll() is None
                 if how == "--now":
-                    # supervisord is ending already: the rest is as if it had been killed.
+                    # supervisord is stopping and does not answer: the processes are orphaned.
                     done = run_stack(stack, "down", "--now")
                     assert done.returncode == 0, done.stderr
                 else:
@@ -168,7 +168,7 @@ def test_a_test_alert_without_a_receiver_says_so(local: LocalStack) -> None:
     assert "no receiver is set" in done.stderr
 
 
-def test_a_test_alert_tells_which_receiver_accepted_it(tmp_path: Path) -> None:
+def test_a_test_alert_shows_which_receiver_accepted_it(tmp_path: Path) -> None:
     with Receivers().serving() as receivers:
         (tmp_path / "alert_webhook_url").write_text(
             f"http://127.0.0.1:{receivers.http_port}/webhook\n"
@@ -244,7 +244,7 @@ def test_wrong_settings_are_refused_before_anything_starts() -> None:
         (["logs", "nginx-proxy"], "nothing runs"),
     ],
 )
-def test_the_command_line_answers_in_words(arguments: list[str], message: str) -> None:
+def test_wrong_command_lines_get_a_clear_answer(arguments: list[str], message: str) -> None:
     stack = LocalStack({"DOCKER_HOST": "unix:///nowhere"})
     done = run_stack(stack, *arguments)
     assert message in done.stdout + done.stderr
@@ -252,7 +252,7 @@ def test_the_command_line_answers_in_words(arguments: list[str], message: str) -
     stack.down()
 
 
-def test_a_reader_that_leaves_ends_the_command_quietly(local: LocalStack) -> None:
+def test_a_closed_pipe_ends_the_command_quietly(local: LocalStack) -> None:
     done = subprocess.run(
         ["sh", "-c", f"{ROOT}/stack status | head -n 1; {ROOT}/stack --help | true"],
         env=local.environment,
@@ -337,7 +337,7 @@ def test_an_app_without_a_health_check_is_named_early(broken: LocalStack) -> Non
 def test_containers_fail_as_early_and_with_the_same_words(
     app: str, message: str, tmp_path: Path
 ) -> None:
-    # Grafana's image may be missing here; it would be started last.
+    # Grafana's image may be missing; any image will do, because Grafana would start last.
     image = settings()["PROMETHEUS_IMAGE"]
     stack = ComposeStack({"WSGI_APP": app, "GRAFANA_IMAGE": image})
     stack.settings |= {
@@ -366,7 +366,7 @@ def test_a_start_shows_only_its_own_lines(broken: LocalStack) -> None:
     assert (log.parent / "previous" / log.name).read_text() == "of the run before\n"
 
 
-def test_what_a_killed_supervisord_leaves_is_told_and_ended() -> None:
+def test_orphaned_processes_are_reported_and_ended() -> None:
     with launch("local") as stack:
         assert isinstance(stack, LocalStack)
         os.kill(int((stack.run / "supervisord.pid").read_text()), signal.SIGKILL)
@@ -386,7 +386,7 @@ def test_what_a_killed_supervisord_leaves_is_told_and_ended() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_service_managers_end_an_attached_stack(number: signal.Signals) -> None:
+def test_ctrl_c_and_sigterm_end_an_attached_stack(number: signal.Signals) -> None:
     stack = LocalStack({})
     command = [ROOT / "stack", "up", "--local", "--attach"]
     with subprocess.Popen(
@@ -400,7 +400,7 @@ def test_ctrl_c_and_service_managers_end_an_attached_stack(number: signal.Signal
             wait_until(
                 lambda: requests.get(stack.http, timeout=5).text == "Hello World!", 60, "it to run"
             )
-            # Ctrl-C reaches all of a terminal's processes.
+            # Ctrl-C reaches all processes of a terminal.
             (os.killpg if number == signal.SIGINT else os.kill)(shown.pid, number)
             shown.wait(60)
             assert processes_of(stack.run) == []

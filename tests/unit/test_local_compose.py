@@ -1,4 +1,4 @@
-"""Images, before Compose starts: refreshed if a registry answers, and named if they are missing."""
+"""Images before Compose starts: refreshed if a registry answers, named if they are missing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from local import compose
 from local.settings import StackError
 
 IMAGES = {name: name.lower() for name in (*compose.BASE_IMAGES, *compose.SERVICE_IMAGES)}
-# Has the images that are files in its folder, and pulls none: no registry answers.
+# Has the images whose names are files in its folder. Cannot pull: no registry answers.
 DOCKER = """#!/bin/sh
 folder=$(dirname "$0")
 case "$1 $2" in
@@ -23,7 +23,7 @@ esac
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The images on this machine, as far as a stand-in for docker tells."""
+    """A folder with a fake docker, and a file for each image that it has."""
     program = tmp_path / "docker"
     program.write_text(DOCKER)
     program.chmod(0o755)
@@ -33,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_without_a_registry_the_images_of_this_machine_do(
+def test_without_a_registry_local_images_are_used(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert folder
@@ -41,10 +41,10 @@ def test_without_a_registry_the_images_of_this_machine_do(
     told = capsys.readouterr().out
     for name in compose.BASE_IMAGES:
         assert f"{IMAGES[name]} could not be pulled, so the one on this machine is used" in told
-    assert IMAGES["GRAFANA_IMAGE"] not in told  # its tag names one release: no refresh
+    assert IMAGES["GRAFANA_IMAGE"] not in told  # its tag names one release, so it is not refreshed
 
 
-def test_images_that_cannot_be_had_are_all_named_with_the_other_way_to_start(folder: Path) -> None:
+def test_missing_images_are_all_named_with_the_way_without_them(folder: Path) -> None:
     for name in ("GRAFANA_IMAGE", "NGINX_IMAGE"):
         (folder / IMAGES[name]).unlink()
     with pytest.raises(StackError) as caught:

@@ -1,4 +1,4 @@
-"""A failed service's log is shown as people read it."""
+"""The log of a failed service is shown in readable form."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def line(message: str, **fields: str) -> str:
     return json.dumps({"level": "error", "message": message, **fields})
 
 
-def test_why_the_app_did_not_load_is_all_that_is_shown() -> None:
+def test_only_the_reason_is_shown_if_the_app_did_not_load() -> None:
     why = (
         "The application did not load:\nTraceback (most recent call last):\n"
         "ModuleNotFoundError: No module named 'numpy'\n"
@@ -28,6 +28,6 @@ def test_an_exception_is_shown_unescaped() -> None:
     assert excerpt(log) == "  It failed\n  Traceback:\n    x = 1\n  KeyError"
 
 
-def test_else_the_last_lines_are_shown_json_as_its_message() -> None:
+def test_otherwise_the_last_messages_are_shown() -> None:
     log = "\n".join(["first", *map(str, range(8)), line("last"), "[1]"])
     assert excerpt(log) == "\n".join(f"  {each}" for each in [*range(8), "last", "[1]"])

@@ -14,7 +14,7 @@ from local.settings import StackError
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A PATH of one empty folder, and nothing fetched yet."""
+    """A PATH that has one empty folder; nothing has been fetched."""
     programs = tmp_path / "path"
     programs.mkdir()
     monkeypatch.setenv("PATH", str(programs))
@@ -38,13 +38,13 @@ def test_programs_on_path_are_used_under_either_name(folder: Path, tmp_path: Pat
     assert alertmanager.resolve() == folder / "prometheus-alertmanager"
 
 
-def test_without_apt_what_is_missing_is_named_and_docker_pointed_at(folder: Path) -> None:
+def test_without_apt_missing_programs_are_named_and_docker_is_suggested(folder: Path) -> None:
     install(folder, "nginx", "envsubst", "prometheus", "promtool", "nginx-prometheus-exporter")
     with pytest.raises(StackError, match=r"alertmanager, amtool.*Docker"):
         packages.ensure_programs(pytest.fail)
 
 
-def test_a_link_to_a_program_that_is_gone_is_made_anew(folder: Path, tmp_path: Path) -> None:
+def test_a_dangling_link_is_replaced(folder: Path, tmp_path: Path) -> None:
     install(folder, *packages.PROGRAMS)
     link = tmp_path / "bin" / "promtool"
     link.parent.mkdir()
@@ -53,7 +53,7 @@ def test_a_link_to_a_program_that_is_gone_is_made_anew(folder: Path, tmp_path: P
     assert link.resolve() == folder / "promtool"
 
 
-def test_a_program_put_on_path_later_is_used_and_said_so(folder: Path, tmp_path: Path) -> None:
+def test_a_program_put_on_path_later_is_used_and_reported(folder: Path, tmp_path: Path) -> None:
     fetched = tmp_path / "packages/usr/bin"
     fetched.mkdir(parents=True)
     install(folder, *(name for name in packages.PROGRAMS if name != "prometheus"))
@@ -78,7 +78,7 @@ def test_our_own_links_on_path_are_not_taken_for_programs(
     assert (tmp_path / "bin" / "nginx").readlink() == folder / "nginx"
 
 
-def test_without_a_network_that_is_named_as_the_cause(
+def test_a_missing_network_is_named_as_the_cause(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     apt = """#!/bin/sh
@@ -96,12 +96,12 @@ def test_without_a_network_that_is_named_as_the_cause(
     assert "Unable to locate" not in str(caught.value)
 
 
-def test_a_failing_command_tells_what_it_said(tmp_path: Path) -> None:
+def test_the_output_of_a_failing_command_is_shown(tmp_path: Path) -> None:
     with pytest.raises(StackError, match=r"it broke:\n.*no-such-file"):
         packages._run(["cat", str(tmp_path / "no-such-file")], "it broke")
 
 
-def test_what_an_interrupted_start_left_packed_is_unpacked(
+def test_packages_that_an_interrupted_start_fetched_are_unpacked(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "root"
@@ -123,7 +123,9 @@ def test_what_an_interrupted_start_left_packed_is_unpacked(
     assert not list((tmp_path / "archives").glob("*.deb"))
 
 
-def test_an_environment_is_for_one_place_and_one_python(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_environment_belongs_to_one_folder_and_one_python(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     here = packages._venv_identity()
     monkeypatch.setattr(packages, "VENV", Path("/elsewhere"))
     assert packages._venv_identity() != here

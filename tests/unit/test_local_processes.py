@@ -15,7 +15,7 @@ from tests.stacks import free_port
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers with the status that the path names."""
+    """Answers with the status in the path."""
 
     def do_GET(self) -> None:
         self.send_response(int(self.path.removeprefix("/")))
@@ -49,7 +49,7 @@ def test_a_service_that_does_not_listen_is_named_with_its_address() -> None:
     assert "refused" in check(address).removeprefix(address)
 
 
-def test_a_health_check_goes_by_no_proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_health_check_uses_no_proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
     monkeypatch.delenv("no_proxy", raising=False)
     assert check(f"{server}/200") == ""

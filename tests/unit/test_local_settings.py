@@ -1,4 +1,4 @@
-"""Settings of the local processes: bad ones are refused with words that help."""
+"""Settings of the local processes; wrong ones get a helpful message."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_range_of_ports_means_its_first() -> None:
 @pytest.mark.parametrize(
     "value", ["http", "0", "65536", "-1", "80.5", "8080/tcp", "8080-x", "8080-"]
 )
-def test_what_is_no_port_number_is_refused_by_name(value: str) -> None:
+def test_an_invalid_port_is_refused_by_name(value: str) -> None:
     with pytest.raises(StackError, match=f"HTTP_PORT={value}"):
         settings.ports({"HTTP_PORT": value})
 

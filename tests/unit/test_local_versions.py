@@ -1,4 +1,4 @@
-"""Which program runs a service, and what it says its version is."""
+"""The program that runs a service, its version and its origin."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs what lies in /docker-entrypoint.d, in order, then the command.
+# Runs the scripts in /docker-entrypoint.d in order, then the command.
 # Upstream's contract: executable *.envsh are sourced and *.sh run, only when the command is nginx.
 # Variables from *.envsh reach the scripts after them, not nginx itself (the loop is a subshell).
 set -e
