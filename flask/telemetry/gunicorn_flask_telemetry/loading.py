@@ -31,10 +31,12 @@ def reporting(load: Callable[[], Any], reported: Path) -> Callable[[], Any]:
         try:
             return load()
         except (Exception, SystemExit) as error:  # noqa: BLE001  an application may raise anything
-            if _is_first(reported):
-                sys.stderr.write(f"{FIRST_LINE}\n{_describe(error)}{LAST_LINE}\n")
-                sys.stderr.flush()
-            # With this status of a worker, the arbiter stops the others and ends.
+            if not _is_first(reported):
+                # A second failed worker would interrupt the arbiter's stop with an exception.
+                raise SystemExit(0) from None
+            sys.stderr.write(f"{FIRST_LINE}\n{_describe(error)}{LAST_LINE}\n")
+            sys.stderr.flush()
+            # A worker with this status makes the arbiter stop the others and end.
             raise SystemExit(Arbiter.APP_LOAD_ERROR) from None
 
     return load_or_report
