@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from nginx_access_exporter import __version__
 from nginx_access_exporter.exporter import AccessExporter
+from nginx_access_exporter.metrics import BUCKETS_MS, FINE_BUCKETS_MS
 from tests.access_lines import HIT, line
 from tests.stacks import free_port, wait_until
 
@@ -382,8 +383,9 @@ def test_no_flood_exceeds_the_bound_on_series_or_memory(exporter: Running, appen
         pages = [page.text for page in clients.map(lambda _: exporter.get(), range(5))]
     assert exporter.total("nginx_route_requests_total") == 5000
     series = [line for line in pages[0].splitlines() if line.startswith("nginx_")]
-    # Four counters; four histograms of 14 buckets, a sum and a count; and four single series.
-    assert len(series) <= 4 * (1000 + 1) + 4 * (200 + 1) * 16 + 4
+    # Four counters; histograms with their buckets, +Inf, sum and count; and four single series.
+    buckets = 2 * len(BUCKETS_MS) + 2 * len(FINE_BUCKETS_MS)
+    assert len(series) <= 4 * (1000 + 1) + (200 + 1) * (buckets + 4 * 3) + 4
     assert exporter.peak_memory() < MEMORY_LIMIT
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from bisect import bisect_left
 from typing import Any
 
 import pytest
@@ -50,11 +51,12 @@ def test_each_line_counts_once_in_every_metric() -> None:
     assert counted["nginx_access_exporter_malformed_lines_total"] == {(): 1}
 
 
-def test_a_time_is_in_every_bucket_not_below_it() -> None:
+def test_a_time_counts_in_every_bucket_from_its_own_up() -> None:
     metrics = AccessMetrics()
-    for duration in ("0.000", "0.001", "0.002", "0.003", "1.000", "10.000", "10.001"):
-        metrics.add(line(duration=duration))
-    buckets = samples(metrics)["nginx_route_request_duration_seconds_bucket"]
+    for connect in ("0.000", "0.001", "0.002", "0.003", "1.000", "10.000", "10.001"):
+        metrics.add(line(connect=connect))
+    name = "nginx_route_upstream_connect_duration_seconds"
+    buckets = samples(metrics)[f"{name}_bucket"]
     assert {labels[-1]: count for labels, count in buckets.items()} == {
         "0.001": 2,
         "0.0025": 3,
@@ -71,8 +73,25 @@ def test_a_time_is_in_every_bucket_not_below_it() -> None:
         "10.0": 6,
         "+Inf": 7,
     }
-    total = samples(metrics)["nginx_route_request_duration_seconds_sum"]
-    assert list(total.values()) == [21.007]
+    assert list(samples(metrics)[f"{name}_sum"].values()) == [21.007]
+
+
+@pytest.mark.parametrize("name", ["request", "upstream_header"])
+def test_percentiles_are_right_to_a_quarter_from_3_ms_up(name: str) -> None:
+    metrics = AccessMetrics()
+    metrics.add(line())
+    buckets = samples(metrics)[f"nginx_route_{name}_duration_seconds_bucket"]
+    *bounds, _ = (float(labels[-1]) for labels in buckets)
+    for ms in range(3, 10_001):
+        upper = bisect_left(bounds, ms / 1000)
+        # Where the rank is in the bucket depends on the other times.
+        for share in (0.001, 0.5, 1):
+            shown = bounds[upper - 1] + share * (bounds[upper] - bounds[upper - 1])
+            assert shown == pytest.approx(ms / 1000, rel=0.2501), ms
+
+
+def test_the_fine_buckets_have_all_bounds_of_the_others() -> None:
+    assert set(access_metrics.BUCKETS_MS) < set(access_metrics.FINE_BUCKETS_MS)
 
 
 def test_label_sets_are_bounded_and_totals_stay_exact(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +169,7 @@ def test_counts_survive_being_saved_as_json() -> None:
 
 def test_counts_in_other_buckets_are_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as older:
-        older.setattr(access_metrics, "BUCKETS_MS", (100, 500, 20_000))
+        older.setattr(access_metrics, "FINE_BUCKETS_MS", (100, 500, 20_000))
         metrics = AccessMetrics()
     for duration in ("0.040", "0.400", "0.400", "15.000", "90.000"):
         metrics.add(line(duration=duration))
