@@ -7,6 +7,7 @@ import uuid
 
 import requests
 
+from tests.e2e.test_top import run_stack
 from tests.stacks import Stack, wait_until
 
 LIFETIME = 30  # seconds a 200 is kept
@@ -98,3 +99,35 @@ def test_responses_for_one_user_are_never_cached(stack: Stack) -> None:
         name, _, value = header.partition(": ")
         url = f"{own_entry(stack)}&{requests.compat.urlencode({'header': f'{name}={value}'})}"
         assert [cache_status(url) for _ in range(3)] == ["MISS"] * 3, header
+
+
+def stack_purge(stack: Stack, *arguments: str) -> str:
+    """What ./stack purge prints."""
+    done = run_stack(stack, "purge", *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_purge_empties_the_cache_or_removes_what_begins_with_a_path(stack: Stack) -> None:
+    run = uuid.uuid4().hex
+    kept, purged = (
+        f"{stack.http}/cache-me?a{run}",
+        [f"{stack.http}/cache-me?b{run}{n}" for n in "12"],
+    )
+    for url in (kept, *purged):
+        assert [cache_status(url) for _ in range(2)] == ["MISS", "HIT"]
+    done = stack_purge(stack, f"/cache-me?b{run}")
+    assert done.strip() == "2 entries removed from nginx's cache"
+    assert [cache_status(url) for url in (kept, *purged)] == ["HIT", "MISS", "MISS"]
+    assert "removed from nginx's cache" in stack_purge(stack)
+    assert cache_status(kept) == "MISS"
+
+
+def test_the_exporter_shows_how_full_the_cache_is(stack: Stack) -> None:
+    cache_status(own_entry(stack))
+    exporter = "nginx-access-exporter"
+    zone = {"zone": "responses"}
+    wait_until(lambda: stack.total(exporter, "nginx_cache_entries", **zone) >= 1, 60, "a scan")
+    assert stack.total(exporter, "nginx_cache_size_bytes", **zone) >= 1
+    assert stack.total(exporter, "nginx_cache_max_size_bytes", **zone) == 256 << 20
+    assert stack.total(exporter, "nginx_cache_keys_capacity", **zone) == 80_000

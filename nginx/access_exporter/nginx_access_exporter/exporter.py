@@ -25,6 +25,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from nginx_access_exporter import __version__
+from nginx_access_exporter.cache import CacheMetrics, Zone, zones
 from nginx_access_exporter.line import LINE_STARTS, MARKERS
 from nginx_access_exporter.log import AccessLog, ForeignLogError, Position
 from nginx_access_exporter.metrics import AccessMetrics
@@ -217,6 +218,18 @@ def listen_address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def caches(path: str) -> list[Zone]:
+    """Reads the caches of a configuration file.
+
+    Raises:
+        ArgumentTypeError: the file can't be read, or a directive is not understood.
+    """
+    try:
+        return zones(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def main() -> int:
     """Serves until SIGTERM or SIGINT; returns the exit status."""
     arguments = parse_arguments()
@@ -229,10 +242,12 @@ def main() -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 
     exporter = AccessExporter(arguments.log_path)
+    cache_metrics = CacheMetrics(arguments.caches)
+    metrics = registry(exporter, cache_metrics)
     host, port = arguments.address
     try:
         exporter.start()
-        server = make_server(host, port, application(registry(exporter)), _Server, _Handler)
+        server = make_server(host, port, application(metrics), _Server, _Handler)
     except ForeignLogError as error:
         logger.error(error)
         return 1
@@ -240,6 +255,7 @@ def main() -> int:
         logger.error("can't listen on %s:%d: %s", host, port, error.strerror or error)
         return 1
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    cache_metrics.start()
     logger.info("serving on %s:%d, reading %s", host, port, arguments.log_path)
 
     while signal.sigtimedwait(signals, SECONDS_BETWEEN_READS) is None:
@@ -250,10 +266,11 @@ def main() -> int:
     return 0
 
 
-def registry(exporter: AccessExporter) -> CollectorRegistry:
-    """Returns a registry with the exporter's metrics and those of its process."""
+def registry(*collectors: Collector) -> CollectorRegistry:
+    """Returns a registry with these metrics and those of this process."""
     new = CollectorRegistry()
-    new.register(exporter)
+    for collector in collectors:
+        new.register(collector)
     ProcessCollector(registry=new)
     return new
 
@@ -278,6 +295,15 @@ def parse_arguments() -> argparse.Namespace:
         metavar="HOST:PORT",
         default=":9114",
         help="where to serve /metrics and /-/healthy (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cache.config",
+        dest="caches",
+        type=caches,
+        metavar="FILE",
+        default=[],
+        help="nginx configuration file with proxy_cache_path directives, whose folders are scanned "
+        "for the nginx_cache_* metrics; ${NAME} is taken from the environment (default: no caches)",
     )
     version = f"%(prog)s {__version__} (revision {REVISION})"
     parser.add_argument("--version", action="version", version=version)

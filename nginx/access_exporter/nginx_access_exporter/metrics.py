@@ -28,7 +28,7 @@ FINE_BUCKETS_MS: Final = (
 # client invents. What comes after them is counted under `overflow` in every label: totals stay
 # exact.
 MAX_COUNTER_LABEL_SETS: Final = 1000
-MAX_HISTOGRAM_LABEL_SETS: Final = 200
+MAX_HISTOGRAM_LABEL_SETS: Final = 300
 
 # Parsed lines are kept for the next time they appear. Clients choose the length of a method, so
 # long lines are not kept.
