@@ -254,9 +254,9 @@ def main() -> int:
     except OSError as error:
         logger.error("can't listen on %s:%d: %s", host, port, error.strerror or error)
         return 1
+    logger.info("serving on %s:%d, reading %s", host, port, arguments.log_path)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     cache_metrics.start()
-    logger.info("serving on %s:%d, reading %s", host, port, arguments.log_path)
 
     while signal.sigtimedwait(signals, SECONDS_BETWEEN_READS) is None:
         exporter.drain()
