@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import json
 import os
 import re
@@ -131,43 +130,63 @@ def share(answers: list[Answer], part: list[Answer]) -> float:
     return len(part) / len(answers)
 
 
+def differences(shown: dict[str, Any], sent: list[Answer]) -> list[str]:
+    """Where the figures are more than 5 % from what was sent."""
+    failed = [answer for answer in sent if answer.status >= 500]
+    lookups = [answer for answer in sent if answer.cache]
+    hits = [answer for answer in lookups if answer.cache in HITS]
+    top = {name: figure["value"] for name, figure in shown["headline"].items()}
+    rows = {row["route"]: row for row in shown["routes"]}
+    pairs = {
+        "requests": (top["requests_per_second"], len(sent) / WINDOW),
+        "errors": (top["error_ratio"], share(sent, failed)),
+        "hits": (top["cache_hit_ratio"], share(lookups, hits)),
+        "hits of /cache-me": (rows["/cache-me"]["cache_hit_ratio"], share(lookups, hits)),
+    }
+    for route in RATES:
+        of_route = [answer for answer in sent if answer.route == route]
+        errors = [answer for answer in of_route if answer.status >= 500]
+        row = rows[route]
+        pairs[f"requests of {route}"] = (row["requests_per_second"], len(of_route) / WINDOW)
+        pairs[f"errors of {route}"] = (row["error_ratio"], share(of_route, errors))
+    return [
+        f"{name}: shown {value}, sent {expected}"
+        for name, (value, expected) in pairs.items()
+        if value != pytest.approx(expected, rel=0.05)
+    ]
+
+
+def json_frame(stack: Stack) -> dict[str, Any]:
+    done = run_stack(stack, "top", "--once", "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 def test_figures_are_what_was_sent_and_what_prometheus_answers(demo: Stack) -> None:
     before = counted(demo)
     with KnownTraffic(demo.http) as traffic:
         wait_until(
             lambda: time.time() > traffic.start + WINDOW + 15, WINDOW + 30, "a minute of traffic"
         )
-        done = run_stack(demo, "top", "--once", "--json")
-    assert done.returncode == 0, done.stderr
+        # On a busy machine a scrape may be late, and a minute's traffic uneven. The next is not.
+        deadline = time.monotonic() + 120
+        while True:
+            shown = json_frame(demo)
+            different = differences(shown, traffic.of_window(shown["time"]))
+            if not different:
+                break
+            assert time.monotonic() < deadline, different
     everything = len(traffic.answers)
     wait_until(lambda: (counted(demo) - before).total() == everything, 20, "nginx to count it all")
-    shown = json.loads(done.stdout)
-    sent = traffic.of_window(shown["time"])
     assert shown["window"] == "1m"
-
-    close = functools.partial(pytest.approx, rel=0.05)
-
-    failed = [answer for answer in sent if answer.status >= 500]
-    lookups = [answer for answer in sent if answer.cache]
-    hits = [answer for answer in lookups if answer.cache in HITS]
-    top = {name: figure["value"] for name, figure in shown["headline"].items()}
-    assert top["requests_per_second"] == close(len(sent) / WINDOW)
-    assert top["error_ratio"] == close(share(sent, failed))
-    assert top["cache_hit_ratio"] == close(share(lookups, hits))
     assert shown["headline"]["error_ratio"]["bad"]
     assert not shown["headline"]["cache_hit_ratio"]["bad"]
-
     rows = {row["route"]: row for row in shown["routes"]}
-    for route in RATES:
-        of_route = [answer for answer in sent if answer.route == route]
-        errors = [answer for answer in of_route if answer.status >= 500]
-        assert rows[route]["requests_per_second"] == close(len(of_route) / WINDOW), route
-        assert rows[route]["error_ratio"] == close(share(of_route, errors)), route
-        assert rows[route]["p95_miss_seconds"] > 0
-    assert rows["/cache-me"]["cache_hit_ratio"] == close(share(lookups, hits))
+    assert all(rows[route]["p95_miss_seconds"] > 0 for route in RATES)
     assert rows["/cache-me"]["p95_hit_seconds"] > 0
     assert rows["/demo/slow"]["p95_miss_seconds"] >= 0.05 * 0.75
-    assert rows["/demo/slow"]["flask_seconds_per_second"] >= 6 * 0.05 * 0.95
+    slow = rows["/demo/slow"]
+    assert slow["flask_seconds_per_second"] >= slow["requests_per_second"] * 0.05 * 0.95
 
     queries = expressions("1m")
     for column in COLUMNS:
@@ -203,6 +222,12 @@ def listed(output: str, title: str) -> dict[str, int]:
     return {name: int(count) for name, count in re.findall(r"(\w+): (\d+)", line[1])}
 
 
+def unsent(output: str) -> int:
+    """How many requests were due but not sent, because the machine is slower than the rate."""
+    found = re.search(r"^not sent +(\d+) more", output, re.M)
+    return int(found[1]) if found else 0
+
+
 def assert_counts_are_those_of_nginx(
     stack: Stack, before: collections.Counter[tuple[str, str]], output: str
 ) -> int:
@@ -231,7 +256,8 @@ def test_what_a_scenario_reports_is_what_nginx_counted(
     done = run_stack(demo, "traffic", scenario, f"--rate={rate}", "--duration=4")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Watch: " in done.stdout
-    assert assert_counts_are_those_of_nginx(demo, before, done.stdout) == expected
+    sent = assert_counts_are_those_of_nginx(demo, before, done.stdout)
+    assert sent + unsent(done.stdout) == expected
 
 
 def test_a_scenario_that_is_interrupted_sums_up(demo: Stack) -> None:
@@ -251,8 +277,10 @@ def test_a_scenario_runs_in_a_container(demo: Stack) -> None:
     if not isinstance(demo, ComposeStack):
         pytest.skip("a local stack has no containers")
     before = counted(demo)
-    output = demo.compose("run", "--rm", "traffic", "steady", "--rate=20", "--duration=3")
-    assert assert_counts_are_those_of_nginx(demo, before, output) == 60
+    output = demo.compose(
+        "run", "--rm", "--no-deps", "traffic", "steady", "--rate=20", "--duration=3"
+    )
+    assert assert_counts_are_those_of_nginx(demo, before, output) + unsent(output) == 60
 
 
 def test_a_scenario_whose_routes_are_off_says_how_to_switch_them_on(local: LocalStack) -> None:
