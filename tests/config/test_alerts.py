@@ -90,6 +90,28 @@ def test_alert_reads_only_thresholds_and_records_that_exist(name: str) -> None:
     assert read <= recorded
 
 
+def test_prometheus_keeps_every_metric_of_the_servers_that_something_reads() -> None:
+    """Those of Prometheus, Alertmanager and Grafana; of the other jobs it keeps all."""
+    jobs = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["scrape_configs"]
+    kept = {
+        job["job_name"]: job["metric_relabel_configs"][0]["regex"]
+        for job in jobs
+        if "metric_relabel_configs" in job
+    }
+    assert set(kept) == {"prometheus", "alertmanager", "grafana"}
+    texts = [rule["expr"] for rule in RULES]
+    texts += re.findall(r'"expr": "(.*)"', "".join(path.read_text() for path in DASHBOARDS))
+    texts += re.findall(r"<pre.*?</pre>", (ROOT / "docs/runbooks.html").read_text(), re.S)
+    names = set()
+    for name in re.findall(r"\b(?:prometheus|alertmanager|grafana)_[\w()|]+", "\n".join(texts)):
+        start, choices, end = re.fullmatch(r"(\w*)(?:\(([\w|]+)\))?(\w*)\)*", name).groups()
+        names |= {start + choice + end for choice in (choices or "").split("|")}
+    assert len(names) > 8
+    for name in names:
+        assert re.fullmatch(kept[name.partition("_")[0]], name), name
+    assert all(re.fullmatch(regex, "process_resident_memory_bytes") for regex in kept.values())
+
+
 @pytest.mark.parametrize("path", [*RULE_FILES, *TEST_FILES], ids=lambda path: path.name)
 def test_no_rule_turns_a_threshold_into_a_scalar(path: Path) -> None:
     """`scalar()` of two series is NaN: with a second stack or route, the alert goes silent."""
