@@ -20,6 +20,7 @@ NGINX = 'job="nginx-access-exporter", instance="n"'
 FLASK = 'job="flask-app", instance="f"'
 REQUESTS = f"nginx_route_requests_total{{{NGINX}"
 BUCKETS = f'nginx_route_request_duration_seconds_bucket{{{NGINX}, route="/a", cache="HIT"'
+INCOMPLETE = f"nginx_route_incomplete_responses_total{{{NGINX}"
 SERIES = {
     f"up{{{NGINX}}}": "1x200",
     f"up{{{FLASK}}}": "1x200",
@@ -30,6 +31,11 @@ SERIES = {
     f'{REQUESTS}, route="/b", status="200", cache="NONE"}}': "0+20x200",
     # Born with a value, some minutes before the evaluation.
     f'{REQUESTS}, route="/b", status="500", cache="NONE"}}': "_x90 7+5x110",
+    # Not errors: what nginx refused itself, and what clients broke off. Errors: cut off by Flask.
+    f'{REQUESTS}, route="none", status="501", cache="NONE"}}': "0+4x200",
+    f'{REQUESTS}, route="none", status="502", cache="NONE"}}': "0+6x200",
+    f'{INCOMPLETE}, route="/a", cache="MISS", cause="upstream"}}': "0+2x200",
+    f'{INCOMPLETE}, route="/a", cache="MISS", cause="client"}}': "0+3x200",
     f'{BUCKETS}, le="0.001"}}': "0+20x200",
     f'{BUCKETS}, le="0.5"}}': "0+29x200",
     f'{BUCKETS}, le="+Inf"}}': "0+30x200",
@@ -45,6 +51,7 @@ SERIES = {
 PAIRS = [
     ("route", "route:nginx_requests:rate5m", routes.requests("5m")),
     ("route", "route:nginx_errors:ratio_rate5m", routes.error_ratio("5m")),
+    ("", "job:nginx_errors:ratio_rate5m", top.overall_error_ratio("5m")),
     ("route", "route:nginx_cache_hit:ratio_rate5m", routes.hit_ratio("5m")),
     ("route", "route:nginx_request_duration_seconds:p95_rate5m", routes.p95("", "5m")),
     ("instance", "instance:gunicorn_worker_utilisation:ratio_rate5m", top.utilisation("5m")),
@@ -55,7 +62,8 @@ PAIRS = [
     ),
 ]
 EXPECTED = {
-    "route": ['{route="/a"}', '{route="/b"}'],
+    "route": ['{route="/a"}', '{route="/b"}', '{route="none"}'],
+    "": ["{}"],
     "instance": ['{instance="f"}'],
     "instance, worker": ['{instance="f", worker="1"}', '{instance="f", worker="2"}'],
 }
@@ -67,7 +75,7 @@ def test_a_figure_is_that_of_the_recorded_rule(
 ) -> None:
     expected = EXPECTED[labels]
     if "cache_hit" in recorded or "duration" in recorded:
-        expected = expected[:1]  # the other route has no cache, and no histogram here
+        expected = expected[:1]  # the others have no cache, and no histogram here
     difference = f"round(({asked}) - on ({labels}) {recorded}, 1e-9)"
     test = {
         "rule_files": RULES,

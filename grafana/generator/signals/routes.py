@@ -12,7 +12,10 @@ from generator.signals.cache import HIT
 from generator.signals.traffic import DURATION, REQUESTS
 from generator.signals.upstream import FLASK
 
-FAILED = 'status=~"5.."'
+FAILED = 'route!="none", status=~"5.."'
+FAILED_IN_NGINX = 'route="none", status=~"5..", status!~"501|505"'
+INCOMPLETE = "nginx_route_incomplete_responses_total"
+CUT_OFF = 'cause!="client"'
 LOOKUP = 'cache!~"NONE|overflow"'
 # All that waited for Flask. A route without a cache (NONE) has no misses by definition, but its
 # latency belongs in this column too: without it, its row would have none.
@@ -59,8 +62,17 @@ def requests(window: str) -> str:
 
 
 def failed(window: str) -> str:
-    """PromQL for requests per second answered 5xx, by route; 0 for a route without."""
-    return f"({counted(REQUESTS, FAILED, window)} or 0 * {requests(window)})"
+    """PromQL for requests per second that failed, by route; 0 for a route without.
+
+    As prometheus/rules/nginx.yml defines them: 5xx, but not what nginx refused itself, and
+    responses that clients did not get in full, but not those that they broke off.
+    """
+    answered = (
+        f"{counted(REQUESTS, FAILED, window)} or {counted(REQUESTS, FAILED_IN_NGINX, window)}"
+    )
+    # The label keeps `or` from dropping routes that have both.
+    incomplete = f'label_replace({counted(INCOMPLETE, CUT_OFF, window)}, "cause", "any", "", "")'
+    return f"(sum by (route) ({answered} or {incomplete}) or 0 * {requests(window)})"
 
 
 def lookups(window: str) -> str:
@@ -74,8 +86,9 @@ def hits(window: str) -> str:
 
 
 def error_ratio(window: str) -> str:
-    """PromQL for the share of requests answered 5xx, by route."""
-    return f"{failed(window)} / ({requests(window)} > 0)"
+    """PromQL for the share of requests that failed, by route."""
+    # What is both 5xx and incomplete counts twice.
+    return f"clamp_max({failed(window)} / ({requests(window)} > 0), 1)"
 
 
 def hit_ratio(window: str) -> str:

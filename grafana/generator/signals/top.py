@@ -13,8 +13,8 @@ def request_rate(window: str) -> str:
 
 
 def overall_error_ratio(window: str) -> str:
-    """PromQL for the share of all requests answered 5xx."""
-    return f"sum({failed(window)}) / (sum({requests(window)}) > 0)"
+    """PromQL for the share of all requests that failed."""
+    return f"clamp_max(sum({failed(window)}) / (sum({requests(window)}) > 0), 1)"
 
 
 def overall_hit_ratio(window: str) -> str:
