@@ -32,11 +32,11 @@ class Receivers:
         return list(self._messages[receiver])
 
     def alerts(self, name: str, status: str) -> list[Message]:
-        """The alerts of this name that the webhook was told of with this status."""
-        told = [alert for message in self.messages("/webhook") for alert in message["alerts"]]
+        """The alerts of this name and status that the webhook got."""
+        alerts = [alert for message in self.messages("/webhook") for alert in message["alerts"]]
         return [
             alert
-            for alert in told
+            for alert in alerts
             if alert["labels"]["alertname"] == name and alert["status"] == status
         ]
 

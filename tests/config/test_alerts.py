@@ -300,7 +300,7 @@ def receivers(tmp_path: Path) -> dict[str, dict[str, Any]]:
     return {receiver.pop("name"): receiver for receiver in config["receivers"]}
 
 
-def test_without_settings_nobody_is_told(started: Callable[..., str], tmp_path: Path) -> None:
+def test_without_settings_no_receiver_is_on(started: Callable[..., str], tmp_path: Path) -> None:
     # Compose passes what .env leaves out as empty variables.
     started("true", env=dict.fromkeys(EMAIL, ""))
     assert receivers(tmp_path) == {"page": {}, "ticket": {}, "watchdog": {}, "nobody": {}}
@@ -461,7 +461,7 @@ def split_alternatives(pattern: str) -> list[str]:
 
 
 def test_what_inhibits_fires_before_what_it_inhibits() -> None:
-    """Else the consequence is told first. Two minutes of `for` are the longest of a source."""
+    """Otherwise Alertmanager sends the consequence first."""
     seconds = {
         name: {"s": 1, "m": 60}[duration[-1]] * int(duration[:-1])
         for name, alert in ALERTS.items()
@@ -475,7 +475,7 @@ def test_what_inhibits_fires_before_what_it_inhibits() -> None:
 
 @every_alert
 def test_alert_says_which_job_measures_it(name: str) -> None:
-    """Or else it is not kept quiet where that job's target is down."""
+    """Otherwise Alertmanager does not mute it while that job's target is down."""
     jobs = {
         scrape["job_name"]
         for scrape in yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["scrape_configs"]

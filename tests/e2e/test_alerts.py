@@ -126,7 +126,7 @@ def stopped(stack: Stack, service: str) -> Iterator[None]:
         stack.start(service)
 
 
-def told(stack: Stack, receivers: Receivers, name: str, status: str, **labels: str) -> Message:
+def received(stack: Stack, receivers: Receivers, name: str, status: str, **labels: str) -> Message:
     """Wait for the message; returns its alert."""
 
     def arrived() -> Message | None:
@@ -136,7 +136,7 @@ def told(stack: Stack, receivers: Receivers, name: str, status: str, **labels: s
         return None
 
     try:
-        return wait_until(arrived, DEADLINE, f"{name} {labels} to be told as {status}")
+        return wait_until(arrived, DEADLINE, f"{name} {labels} to be sent as {status}")
     except AssertionError as error:
         for expression in ("ALERTS", "up", "max_over_time(gunicorn_worker_exits_total[15m])"):
             error.add_note(f"{expression}: {stack.query(expression)}")
@@ -159,9 +159,9 @@ def worker(stack: Stack) -> Process:
     return next(process for process in others if process.command == arbiter.command)
 
 
-def test_miss_storm_is_told_and_its_end_is(fast: Stack, receivers: Receivers) -> None:
+def test_miss_storm_sends_firing_and_resolved(fast: Stack, receivers: Receivers) -> None:
     with traffic(fast, "/cache-me", busting=True):
-        alert = told(fast, receivers, "CacheMissRatioHigh", "firing")
+        alert = received(fast, receivers, "CacheMissRatioHigh", "firing")
     assert alert["labels"] == {
         "alertname": "CacheMissRatioHigh",
         "route": "/cache-me",
@@ -176,10 +176,10 @@ def test_miss_storm_is_told_and_its_end_is(fast: Stack, receivers: Receivers) ->
     )
     assert alert["generatorURL"].startswith(f"http://localhost:{fast.ports['PROMETHEUS_PORT']}/")
     with traffic(fast, "/cache-me"):
-        told(fast, receivers, "CacheMissRatioHigh", "resolved", route="/cache-me")
+        received(fast, receivers, "CacheMissRatioHigh", "resolved", route="/cache-me")
 
 
-def test_every_receiver_is_told_in_its_own_way(fast: Stack, receivers: Receivers) -> None:
+def test_every_receiver_gets_its_own_form_of_message(fast: Stack, receivers: Receivers) -> None:
     tell(fast, alertname="SomethingOfYourOwn", route="/x", severity="page")
 
     def slack() -> dict[str, str] | None:
@@ -201,36 +201,36 @@ def test_every_receiver_is_told_in_its_own_way(fast: Stack, receivers: Receivers
     assert "https://example.com/runbooks.html#x" in letter.get_body(("html",)).get_content()
 
 
-def test_worker_that_is_killed_is_told(fast: Stack, receivers: Receivers) -> None:
+def test_killed_worker_sends_an_alert(fast: Stack, receivers: Receivers) -> None:
     fast.signal("flask-app", worker(fast), signal.SIGKILL)
-    alert = told(fast, receivers, "WorkerKilled", "firing", reason="signal")
+    alert = received(fast, receivers, "WorkerKilled", "firing", reason="signal")
     assert alert["labels"]["severity"] == "ticket"
 
 
-def test_worker_that_hangs_is_told(fast: Stack, receivers: Receivers) -> None:
+def test_hanging_worker_sends_an_alert(fast: Stack, receivers: Receivers) -> None:
     fast.signal("flask-app", worker(fast), signal.SIGSTOP)
-    alert = told(fast, receivers, "WorkerTimeouts", "firing", reason="timeout")
+    alert = received(fast, receivers, "WorkerTimeouts", "firing", reason="timeout")
     assert alert["labels"]["severity"] == "ticket"
 
 
-def test_exporter_that_stops_is_told(fast: Stack, receivers: Receivers) -> None:
+def test_stopped_exporter_sends_an_alert(fast: Stack, receivers: Receivers) -> None:
     with stopped(fast, "nginx-access-exporter"):
-        alert = told(fast, receivers, "TargetDown", "firing", job="nginx-access-exporter")
+        alert = received(fast, receivers, "TargetDown", "firing", job="nginx-access-exporter")
     assert alert["labels"]["severity"] == "page"
-    told(fast, receivers, "TargetDown", "resolved", job="nginx-access-exporter")
+    received(fast, receivers, "TargetDown", "resolved", job="nginx-access-exporter")
 
 
-def test_flask_that_stops_is_told_without_its_consequences(
+def test_stopped_flask_sends_an_alert_without_its_consequences(
     fast: Stack, receivers: Receivers
 ) -> None:
-    def told_since() -> list[Message]:
+    def sent_since() -> list[Message]:
         return [
             alert
             for message in receivers.messages("/webhook")[before:]
             for alert in message["alerts"]
         ]
 
-    def consequence_is_quiet() -> bool:
+    def consequence_is_muted() -> bool:
         name = 'alertname="AvailabilityBudgetBurnFast"'
         alerts = requests.get(
             f"{fast.alertmanager}/api/v2/alerts", params={"filter": name}, timeout=10
@@ -239,18 +239,18 @@ def test_flask_that_stops_is_told_without_its_consequences(
 
     before = len(receivers.messages("/webhook"))
     with traffic(fast, "/"), stopped(fast, "flask-app"):
-        alert = told(fast, receivers, "UpstreamDown", "firing")
-        wait_until(consequence_is_quiet, DEADLINE, "Alertmanager to keep a consequence quiet")
-        told_meanwhile = told_since()
+        alert = received(fast, receivers, "UpstreamDown", "firing")
+        wait_until(consequence_is_muted, DEADLINE, "Alertmanager to mute a consequence")
+        sent_meanwhile = sent_since()
     assert alert["labels"] == {"alertname": "UpstreamDown", "severity": "page"}
-    names = {alert["labels"]["alertname"] for alert in told_meanwhile}
-    # Where the machine is too busy for the receivers here, that is told too, and rightly.
+    names = {alert["labels"]["alertname"] for alert in sent_meanwhile}
+    # On a busy machine, the receivers here may be too slow, which is a right alert of its own.
     assert names - {"AlertDeliveryFailing"} == {"UpstreamDown"}
     with traffic(fast, "/"):
-        told(fast, receivers, "UpstreamDown", "resolved")
+        received(fast, receivers, "UpstreamDown", "resolved")
 
 
-def test_receiver_that_fails_is_told_to_the_others_without_its_secret(
+def test_failing_receiver_is_reported_to_the_others_without_its_secret(
     fast: Stack, receivers: Receivers, secrets: Path
 ) -> None:
     def slack_hears_of_it() -> bool:
@@ -263,7 +263,7 @@ def test_receiver_that_fails_is_told_to_the_others_without_its_secret(
     (secrets / "alert_webhook_url").write_text(f"http://{fast.host_address}:9/the-secret")
     fast.restart("alertmanager")
     tell(fast, alertname="SomethingToFailWith", severity="page")
-    wait_until(slack_hears_of_it, DEADLINE, "AlertDeliveryFailing to be told to Slack")
+    wait_until(slack_hears_of_it, DEADLINE, "Slack to get AlertDeliveryFailing")
     logs = fast.logs("alertmanager")
     assert "webhook" in logs
     if fast.kind == "compose":  # Alertmanager before 0.26, as in Debian 12, shows the URL
@@ -306,13 +306,13 @@ def test_watchdog_carries_the_addresses_to_prometheus_only(fast: Stack) -> None:
         assert addresses.pop(name).endswith(f":{fast.ports[port]}")
     assert addresses == {}
 
-    def sent() -> list[dict[str, str]]:
+    def watchdogs() -> list[dict[str, str]]:
         query = {"filter": 'alertname="Watchdog"'}
         alerts = requests.get(f"{fast.alertmanager}/api/v2/alerts", params=query, timeout=10).json()
         return [alert["labels"] for alert in alerts]
 
-    wait_until(sent, DEADLINE, "Watchdog to reach Alertmanager")
-    assert sent() == [{"alertname": "Watchdog", "severity": "info"}]
+    wait_until(watchdogs, DEADLINE, "Watchdog to reach Alertmanager")
+    assert watchdogs() == [{"alertname": "Watchdog", "severity": "info"}]
 
 
 @pytest.mark.parametrize("page", ["runbooks.html", "graphs.html"])
