@@ -1,8 +1,8 @@
 """What counting every request costs: nginx and the reader of its metrics log, per cached hit.
 
 One nginx worker answers from its cache on three ports: without a metrics log, with one that
-nginx-access-exporter reads, with one that mtail reads. The three take turns under wrk, so that a
-noisy machine slows all of them: compare the rows of one run only. CPU times are the kernel's
+nginx-access-exporter reads, and with one that mtail reads. The three alternate under wrk, so that a
+busy machine slows all of them: compare the rows of one run only. CPU times are the kernel's
 nanosecond clocks of the processes. Both readers are scraped once a round, as Prometheus would every
 five seconds, and must have counted every request.
 
