@@ -12,12 +12,12 @@ class Annotation:
     """One kind of event.
 
     Args:
-        name: what its switch above the panels is called.
+        name: label of its switch above the panels.
         colour: of its annotations.
         expr: PromQL; there is an annotation where it has a positive value.
         title: heading of an annotation; `{{label}}` stands for a label's value.
         text: below the heading.
-        at_value: the value itself, in Unix milliseconds, is the time of the annotation.
+        at_value: whether the value is the time of the annotation, in Unix milliseconds.
         switch: whether there is a switch to hide these annotations.
     """
 
@@ -31,7 +31,9 @@ class Annotation:
 
 
 def onset(condition: str) -> str:
-    """PromQL for when a condition begins: drawn for as long as it holds, it would cover the panels.
+    """PromQL for the moment at which a condition begins.
+
+    Annotations for as long as it holds would cover the panels.
 
     Args:
         condition: PromQL with a `%s` where an offset belongs.
@@ -56,7 +58,7 @@ ANNOTATIONS = (
         title="nginx's workers were replaced",
         text="Its configuration was reloaded, or it was restarted",
     ),
-    # All workers younger than 10 s at once is a deploy, not the replacing of one of them.
+    # All workers started within 10 s: a deploy or restart, not the replacement of one worker.
     Annotation(
         name="Restarts",
         colour="purple",

@@ -21,12 +21,12 @@ class Line:
 
 
 def line(height: int, *panels: Panel, widths: Sequence[int] = ()) -> Line:
-    """Panels side by side, of the same width unless told otherwise.
+    """Panels side by side, equally wide unless `widths` is given.
 
     Args:
         height: in grid units, 38 px each.
         panels: from left to right.
-        widths: in columns, of which there are 24.
+        widths: in columns of the grid, which has 24.
     """
     return Line(height, panels, widths or [COLUMNS // len(panels)] * len(panels))
 
@@ -45,8 +45,8 @@ def dashboard(
         uid: stable id, part of its address.
         title: its name in menus.
         description: the question it answers.
-        variables: what can be chosen, beside the data source.
-        rows: lines of panels by the title of their row; the row without a title has no header.
+        variables: the dashboard's variables, besides the data source.
+        rows: lines of panels by the title of their row; an empty title makes no header.
     """
     return {
         "uid": uid,
@@ -65,7 +65,7 @@ def dashboard(
         "links": [
             _to_dashboards(),
             _to("Prometheus", "${prometheus}/alerts", "Alerts, rules and targets"),
-            _to("Alertmanager", "${alertmanager}/#/alerts", "Who was told, what is silenced"),
+            _to("Alertmanager", "${alertmanager}/#/alerts", "Notified alerts and silences"),
         ],
         "panels": _grid(rows),
     }

@@ -1,4 +1,4 @@
-"""Value mappings: how a value is called and coloured. Of several that fit, the first counts."""
+"""Value mappings: the text and colour of a value. The first mapping that matches counts."""
 
 from typing import Any
 
@@ -19,18 +19,18 @@ def exactly(values: dict[str, tuple[str, str]]) -> Mapping:
 
 
 def between(low: float, high: float | None, colour: str, text: str | None = None) -> Mapping:
-    """The colour of a range, and its text unless the number is to be shown."""
+    """The colour of a range of values, and the text shown instead of the number, if any."""
     result = {"color": colour} if text is None else {"text": text, "color": colour}
     return {"type": "range", "options": {"from": low, "to": high, "result": result}}
 
 
 def no_value(text: str, colour: str = colours.IDLE) -> Mapping:
-    """What is shown where there is no number."""
+    """The text and colour where there is no number."""
     result = {"text": text, "color": colour}
     return {"type": "special", "options": {"match": "null+nan", "result": result}}
 
 
-# Of in-flight requests per thread.
+# For in-flight requests per thread.
 WORKER_STATES = [
     exactly({"0": ("idle", colours.IDLE)}),
     between(STUCK, None, colours.BAD, "stuck"),
@@ -39,7 +39,7 @@ WORKER_STATES = [
     no_value("no worker", "transparent"),
 ]
 
-# Of the share of a job's targets that are up.
+# For the share of a job's targets that are up.
 TARGET_STATES = [
     exactly({"0": ("down", colours.BAD), "1": ("up", colours.GOOD)}),
     between(0, 1, colours.WARNING, "partly"),
@@ -49,7 +49,7 @@ ALERT_STATES = [
     exactly({"firing": ("firing", colours.BAD), "pending": ("pending", "dark-yellow")}),
 ]
 
-# Of a route: red while it fails, orange while it is slow or misses the cache.
+# For a route: red while it fails, orange while it is slow or misses the cache.
 ROUTE_STATES = [
     exactly(
         {

@@ -1,4 +1,4 @@
-"""Monitoring of the monitoring: can what the other dashboards show be believed?"""
+"""Monitoring of the monitoring: can the other dashboards be trusted?"""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ def monitoring() -> dict[str, Any]:
     return dashboard(
         "monitoring",
         "Meta-monitoring",
-        "Scrapes, exporters, rules and alert delivery: can the other dashboards be believed?",
+        "Scrapes, exporters, rules and alert delivery: can the other dashboards be trusted?",
         variables=[],
         rows={
             "": [

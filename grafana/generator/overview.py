@@ -1,4 +1,4 @@
-"""Stack overview, the home page: is it fine? which route, and why? what of cache and workers?"""
+"""Stack overview, the home page: is the stack fine? If not, which route is it, and why?"""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def overview() -> dict[str, Any]:
     return dashboard(
         "stack-overview",
         "Stack overview",
-        "nginx, gunicorn and Flask: is all well, and if not, which route is it?",
+        "nginx, gunicorn and Flask: is the stack fine, and if not, which route has the problem?",
         variables=[INSTANCE, *BUSIEST],
         rows={
             "": [
@@ -40,14 +40,14 @@ def overview() -> dict[str, Any]:
                     13,
                     routes(
                         "Routes",
-                        "A row for each of Flask's URL rules, over the last 5 minutes; what hurts "
-                        "comes first: routes in a bad state, then those that take most of Flask's "
-                        "time. State names the alert conditions that hold: errors, slow "
-                        "(Flask's first byte), misses. A figure is red beyond the general "
-                        "threshold of prometheus/rules/thresholds.yml; State follows a threshold "
-                        "that is the route's own. Flask s/s is how many threads the route keeps "
-                        "busy. `unmatched` and `none` are requests without a rule and without "
-                        "an answer of Flask. Click a row for the route's dashboard.",
+                        "One row for each of Flask's URL rules, over the last 5 minutes. Routes in "
+                        "a bad state come first, then the routes that take most of Flask's time. "
+                        "State names the alert conditions that hold: errors, slow (time to Flask's "
+                        "first byte), misses. A figure is red beyond the general threshold in "
+                        "prometheus/rules/thresholds.yml; State uses the route's own threshold "
+                        "where there is one. Flask s/s is how many threads the route keeps busy. "
+                        "`unmatched` counts requests that match no URL rule, `none` requests that "
+                        "got no answer from Flask. Click a row for the route's dashboard.",
                         "5m",
                     ),
                 ),

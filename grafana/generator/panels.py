@@ -1,7 +1,7 @@
 """Panels of each kind, made from signals, in Grafana's dashboard JSON model.
 
-Grafana's SDK for Python was tried first: it has no type common to its panels and lacks what
-annotations of Prometheus need, so everything would have gone through a layer like this anyway.
+Grafana's SDK for Python was tried first. It has no common type for its panels and lacks fields
+that Prometheus annotations need, so it would have needed a layer like this one anyway.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ Panel = dict[str, Any]
 Properties = dict[str, Any]
 
 LEGEND = {"showLegend": True, "displayMode": "list", "placement": "bottom", "calcs": []}
-# Of many lines: one below the other, beside the panel.
+# For many lines: a table on the panel's right side.
 LEGEND_OF_ROUTES = {
     "showLegend": True,
     "displayMode": "table",
@@ -32,7 +32,7 @@ SCALES: dict[str, dict[str, Any]] = {
     "log": {"type": "log", "log": 10},
 }
 
-# A series' route is a label; a table's is a cell.
+# In a time series the route is a label; in a table it is a cell.
 ROUTE_OF_SERIES = "${__field.labels.route:percentencode}"
 ROUTE_OF_CELL = "${__value.text:percentencode}"
 ROUTE_OF_ROW = "${__data.fields.route:percentencode}"
@@ -65,10 +65,10 @@ def timeseries(
 
     Args:
         signal: what to draw.
-        kind: lines; areas on top of each other, for parts of a whole; bars, for what happens
-            now and then.
+        kind: lines; areas on top of each other, for parts of a whole; bars, for
+            occasional events.
         scale: log where values lie orders of magnitude apart.
-        most: upper end of the axis, in the signal's unit; the data decides where it is None.
+        most: upper end of the axis, in the signal's unit; None lets the data decide.
     """
     field: Properties = {
         "color": {"mode": "palette-classic"},
@@ -90,7 +90,7 @@ def timeseries(
     by_route = any("{{route}}" in query.legend for query in signal.queries)
     if by_route:
         field["links"] = [_to_route(ROUTE_OF_SERIES)]
-    # Where there is nothing, a chart has a gap; NaN would take the place of the reason.
+    # Stats need the NaN; in an empty chart it would hide the text that says why it is empty.
     queries = tuple(
         replace(query, expr=query.expr.removesuffix(" or vector(NaN)")) for query in signal.queries
     )
@@ -117,11 +117,11 @@ def timeseries(
 
 
 def stat(signal: Signal, *, low_is_bad: bool = False) -> Panel:
-    """One number with its recent course, on a background that says whether it is fine.
+    """One number with its recent trend; the background's colour says whether it is fine.
 
     Args:
         signal: a query and, where there is one, the limit that decides the colour.
-        low_is_bad: whether the values below the limit are the bad ones.
+        low_is_bad: whether values below the limit are bad.
     """
     number, *limits = signal.queries
     below, above = (colours.BAD, colours.GOOD) if low_is_bad else (colours.GOOD, colours.BAD)
@@ -146,8 +146,8 @@ def stat(signal: Signal, *, low_is_bad: bool = False) -> Panel:
         + [_as_name("basis", "A") for _ in bases],
         "fieldConfig": {"defaults": _defaults(signal) | field, "overrides": []},
         "options": {
-            # Not the last value that is a number: it would outlive the traffic or the target it
-            # was measured on.
+            # Not "lastNotNull": it would keep showing the last number after the traffic or the
+            # target has gone.
             "reduceOptions": {"calcs": ["last"], "fields": "", "values": False},
             "colorMode": "background",
             "graphMode": "area",
@@ -160,8 +160,8 @@ def stat(signal: Signal, *, low_is_bad: bool = False) -> Panel:
 
 def heatmap(signal: Signal) -> Panel:
     """A histogram's buckets over time."""
-    # This kind has no text of its own for when there is nothing.
-    explained = f"{signal.description} “No data” is: {signal.empty}."
+    # An empty heatmap cannot show a text of its own.
+    explained = f"{signal.description} “No data” means: {signal.empty}."
     return _panel("heatmap", signal) | {
         "description": explained,
         "targets": over_time(signal.queries, "heatmap"),
@@ -188,7 +188,7 @@ def states(signal: Signal, mappings: Sequence[Mapping], *, texts: bool = True) -
     Args:
         signal: what to draw.
         mappings: colour and text of the values.
-        texts: write them on the strips; else, where states are too short for it, in a legend.
+        texts: whether the strips show their texts; if not, as for short states, a legend does.
     """
     field = {
         "color": {"mode": "fixed", "fixedColor": colours.IDLE},
@@ -215,7 +215,7 @@ def routes(title: str, description: str, window: str) -> Panel:
     Args:
         title: the panel's title.
         description: what it shows, what is normal, what to do when it is not.
-        window: over which the columns look back, a PromQL duration.
+        window: how far back the columns look, a PromQL duration.
     """
     signal = Signal(title, description, "short", (), empty=NO_REQUESTS)
     columns = {column.key: column for column in COLUMNS}
@@ -271,12 +271,12 @@ def routes(title: str, description: str, window: str) -> Panel:
         "fieldConfig": {
             "defaults": _defaults(signal) | {"custom": {"width": 105, "align": "right"}},
             "overrides": [
-                # The text for an empty table would stand in each empty cell, too.
+                # Otherwise each empty cell would show the text for an empty table.
                 _matching("/.*/", {"noValue": " "}),
                 _named(
                     "route",
                     {
-                        # As wide as the others leave it.
+                        # Takes the width that the other columns leave.
                         "custom.width": None,
                         "custom.minWidth": 160,
                         "custom.align": "left",
@@ -322,7 +322,7 @@ def routes(title: str, description: str, window: str) -> Panel:
 
 
 def alerts(signal: Signal) -> Panel:
-    """The alerts that are active now, one a row; the value is for how long, in seconds."""
+    """The alerts that are active now, one per row; the value is their age in seconds."""
     columns = ["severity", "alertname", "alertstate", "route", "instance", "Value"]
     narrow = {"custom.width": 80}
     return _panel("table", signal) | {
@@ -340,7 +340,7 @@ def alerts(signal: Signal) -> Panel:
         "fieldConfig": {
             "defaults": _defaults(signal) | {"custom": {"minWidth": 100}},
             "overrides": [
-                # The text for an empty table would stand in each empty cell, too.
+                # Otherwise each empty cell would show the text for an empty table.
                 _matching("/.*/", {"noValue": " "}),
                 _named("severity", narrow),
                 _named("alert", {"links": [_to_runbook()]}),
@@ -387,8 +387,8 @@ def _as_threshold(
 ) -> dict[str, Any]:
     """Colour the values of query `field` by the value of query `ref`.
 
-    Grafana makes a threshold step of each mapped column and lets the first step count from minus
-    infinity, whatever its value: the column `start` serves as that step.
+    Grafana makes a threshold step from each mapped column, and the first step begins at minus
+    infinity, whatever its value. The column `start` is that first step.
 
     Args:
         ref: the query of the limit.

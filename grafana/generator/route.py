@@ -13,7 +13,7 @@ def route() -> dict[str, Any]:
     return dashboard(
         "route",
         "Route",
-        "Traffic, cache and upstream of one route, which is a URL rule of Flask's.",
+        "Traffic, cache and upstream of one route, that is, of one of Flask's URL rules.",
         variables=[ONE_ROUTE, INSTANCE],
         rows={
             "": [

@@ -1,4 +1,4 @@
-"""What can be chosen above the panels."""
+"""The dashboards' variables: the choices above the panels, and hidden ones."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ Variable = dict[str, Any]
 
 
 def choice(name: str, label: str, description: str, query: str) -> Variable:
-    """Values that Prometheus knows, of which any number can be chosen."""
+    """A choice of one or more label values that Prometheus knows."""
     return {
         "type": "query",
         "name": name,
@@ -31,8 +31,8 @@ def choice(name: str, label: str, description: str, query: str) -> Variable:
 def address(name: str) -> Variable:
     """A hidden variable for links: an address that Prometheus was started with.
 
-    The alert Watchdog always fires and has the addresses as labels. Where it was started again with
-    other ports, the newest one counts.
+    The alert Watchdog always fires and has the addresses as labels. After a restart with other
+    ports, the newest one counts.
     """
     query = 'query_result(topk(1, timestamp(ALERTS{alertname="Watchdog"})))'
     return {
@@ -50,10 +50,10 @@ def address(name: str) -> Variable:
 
 
 def busiest(name: str, weight: str) -> Variable:
-    """A hidden variable: the eight routes with the most of something over the whole time range.
+    """A hidden variable: the eight routes with the highest rate over the whole time range.
 
-    Panels draw these and "other", so that the choice does not change from step to step and is the
-    same on all of them.
+    Panels draw these routes and "other", so that all panels show the same routes from the
+    beginning of the time range to its end.
 
     Args:
         name: of the variable.
@@ -90,7 +90,7 @@ DATA_SOURCE = {
 INSTANCE = choice(
     "instance",
     "Instance",
-    "Replicas of flask-app. What nginx measures is of all of them together.",
+    "Replicas of flask-app. nginx's metrics always cover all replicas together.",
     "label_values(gunicorn_workers, instance)",
 )
 
@@ -101,8 +101,8 @@ ROUTES = choice(
     "label_values(nginx_route_requests_total, route)",
 )
 
-# "All" stays on offer where one value is meant: without it, Grafana would not escape the value for
-# a regular expression, and URL rules may hold characters that need it.
+# "All" stays available although one route is meant: without it, Grafana would not escape the value
+# for a regular expression, and URL rules may contain characters that need it.
 ONE_ROUTE = ROUTES | {"multi": False}
 
 ADDRESSES = [address(name) for name in ("prometheus", "alertmanager", "runbooks")]

@@ -138,7 +138,7 @@ def test_panel_units_rule(panel: Panel) -> None:
 @each_panel
 def test_a_panel_without_data_says_so_in_words(panel: Panel) -> None:
     if panel["type"] == "heatmap":  # which ignores noValue
-        assert "“No data” is: " in panel["description"]
+        assert "“No data” means: " in panel["description"]
     else:
         assert panel["fieldConfig"]["defaults"]["noValue"]
 

@@ -1,8 +1,8 @@
 """Every signal that the dashboards draw: its title, queries and unit, defined once.
 
 Queries are written for the chosen route (`$route`) and replica (`$instance`) and read the
-exporters' metrics. `Signal.for_all_routes` turns them into the overview's, which read the totals
-that prometheus/rules/totals.yml records.
+exporters' metrics. `Signal.for_all_routes` turns them into the overview's queries, which read
+the totals that prometheus/rules/totals.yml records.
 """
 
 import re
@@ -16,7 +16,7 @@ RATE = "$__rate_interval"
 
 NO_REQUESTS = "No requests in this time range"
 
-# Thresholds that may be given for one route, beside the general one.
+# Thresholds that a route may override.
 BY_ROUTE = {
     "cache_miss_ratio",
     "cache_offload_drop",
@@ -26,7 +26,7 @@ BY_ROUTE = {
     "upstream_p95_seconds",
 }
 
-# What prometheus/rules/totals.yml records of each metric, and the selector of its total.
+# The recording rule in prometheus/rules/totals.yml that has the total of each metric.
 TOTALS = {
     "nginx_route_requests_total": "cache_status:nginx_requests:rate1m",
     "nginx_route_request_duration_seconds_bucket": (
@@ -56,7 +56,8 @@ TOTALS = {
         "instance:flask_http_request_duration_seconds_count:rate1m"
     ),
 }
-# What weighs a route's recorded ratio in the ratio over several routes, and that of all of them.
+# Of each recorded ratio by route: the rate that weights it in an average over several routes, and
+# the recorded ratio over all routes.
 RATIOS = {
     "route:nginx_errors:ratio_rate5m": (
         "route:nginx_requests:rate5m",
@@ -103,9 +104,9 @@ class Signal:
         description: what it shows, what is normal, what to do when it is not.
         unit: a unit id of Grafana's, such as `reqps` or `s`.
         queries: what is drawn, in drawing order.
-        empty: why nothing is shown where a healthy stack has nothing to show; None if there is
-            always something.
-        basis: what stands behind the number of a stat, as words in the label `text`.
+        empty: the text of an empty panel, which says why a healthy stack has no data here; None if
+            there is always data.
+        basis: the number of observations behind a stat, as words in the label `text`.
         colours: colour of a series by its name.
     """
 
@@ -119,7 +120,7 @@ class Signal:
 
     @property
     def limit(self) -> Query | None:
-        """The query of the alert's limit; None where no alert speaks of this signal."""
+        """The query of the alert's limit; None if no alert reads this signal."""
         return next((query for query in self.queries if query.threshold), None)
 
     def for_one_route(self) -> Self:
@@ -136,7 +137,7 @@ class Signal:
 
 
 def _total(expr: str) -> str:
-    """The expression with the recorded total of each rate of the chosen route."""
+    """The expression, with each rate of the chosen route replaced by its recorded total."""
 
     def recorded(found: re.Match[str]) -> str:
         metric, selector = found["metric"], found["selector"]
@@ -157,7 +158,7 @@ def threshold(name: str, selector: str = "") -> str:
 
     Args:
         name: without the prefix `threshold:`.
-        selector: which one, where there are several by window or objective.
+        selector: label matchers that pick one of several, such as by window or objective.
     """
     if name in BY_ROUTE:
         selector = 'route=""'
@@ -170,14 +171,14 @@ def limit(expr: str, legend: str = "alert above", *, beside: str = "") -> Query:
     Args:
         expr: PromQL of the limit.
         legend: its name.
-        beside: PromQL; where it has no result, there is no limit either, and so the panel is free
-            to say why it is empty.
+        beside: PromQL; if it has no result, the limit has none either, so that the panel is empty
+            and says why.
     """
     return Query(f"{expr} and on () ({beside})" if beside else expr, legend, threshold=True)
 
 
 def general(limit: Query) -> Query:
-    """The limit with the general threshold, in place of the one that applies to each route."""
+    """The limit with the general threshold in place of each route's own."""
     expr = re.sub(r"route_threshold:(\w+)", lambda found: threshold(found[1]), limit.expr)
     return replace(limit, expr=expr)
 
@@ -200,41 +201,41 @@ def quantiles(metric: str, selector: str) -> tuple[Query, ...]:
 
 
 def buckets(metric: str, selector: str) -> str:
-    """PromQL for a histogram's buckets over time; nothing at all without observations."""
+    """PromQL for a histogram's buckets over time; no result without observations."""
     counts = f"sum by (le) (increase({metric}_bucket{{{selector}}}[{RATE}]))"
     return f"{counts} and on () ({observed(metric, selector)})"
 
 
 def observed(metric: str, selector: str) -> str:
-    """PromQL that has a result where a histogram had observations."""
+    """PromQL that has a result only where a histogram had observations."""
     return f"{rate(f'{metric}_count', selector)} > 0"
 
 
 def mean(metric: str, selector: str) -> str:
-    """PromQL for the mean of a histogram; nothing without observations."""
+    """PromQL for the mean of a histogram; no result without observations."""
     return f"{rate(f'{metric}_sum', selector)} / ({observed(metric, selector)})"
 
 
 def overall(ratio: str, weight: str) -> str:
     """PromQL for a recorded ratio over all chosen routes.
 
-    NaN where there was no traffic: without it, Grafana would go on showing the last value it knows.
+    It is NaN without traffic: if it had no result, Grafana would keep showing the last value.
     """
     ratio, weight = f"{ratio}{{{ROUTE}}}", f"{weight}{{{ROUTE}}}"
     return f"sum({ratio} * {weight}) / (sum({weight} and {ratio}) > 0) or vector(NaN)"
 
 
 def highest(recorded: str) -> str:
-    """PromQL for the highest of the chosen routes; NaN, as above, where there was no traffic."""
+    """PromQL for the highest value of the chosen routes; NaN without traffic, as in `overall`."""
     return f"max({recorded}{{{ROUTE}}} >= 0) or vector(NaN)"
 
 
 def counted(expr: str, text: str) -> Query:
-    """The number that stands behind a ratio or a percentile, as words in the label `text`.
+    """The number of observations behind a ratio or a percentile, as words in the label `text`.
 
     Args:
         expr: PromQL for the rate over 5 minutes, with no label but `route`.
-        text: around it, as the replacement of `label_replace`: `$1` is the number.
+        text: the words, as a replacement for `label_replace`; `$1` is the number.
     """
     number = f'count_values by (route) ("number", round(300 * {expr}))'
     return Query(f'label_replace({number}, "text", "{text}", "number", "(.+)")', "text")

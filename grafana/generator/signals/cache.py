@@ -28,7 +28,7 @@ HIT_RATIO = Signal(
         "Share of cacheable requests (lookups) that the cache answered without a wait for Flask, "
         "over 5 minutes. Red is below the threshold of the alert on misses. *Requests by cache "
         "status* shows whether misses, expired entries or bypasses lower it. “No cacheable "
-        "traffic” is not 0 %."
+        "traffic” does not mean 0 %."
     ),
     unit="percentunit",
     queries=(
@@ -55,8 +55,8 @@ HIT_RATIO_BY_ROUTE = Signal(
     description=(
         "Share of cacheable requests that the cache answered without a wait for Flask (HIT, STALE, "
         "UPDATING), over 5 minutes: the eight routes with the most cacheable requests of the whole "
-        "time range, and all others together. Normal is near 100 % while a route is busy. A route "
-        "below the line for long may get URLs or cookies that vary. A gap is a time without "
+        "time range, and all others together. Normal is near 100 % while a route is busy. If a "
+        "route stays below the line, look for URLs or cookies that vary. A gap is a time without "
         "cacheable requests."
     ),
     unit="percentunit",
@@ -84,10 +84,10 @@ HIT_RATIO_BY_ROUTE = Signal(
 BY_CACHE_STATUS = Signal(
     title="Requests by cache status",
     description=(
-        "Cacheable requests per second, stacked. Green was answered from the cache (STALE and "
-        "UPDATING: an old copy while a new one is fetched), orange waited for Flask, grey went "
-        "around the cache. A burst of orange after a deploy or a purge is normal; one that stays "
-        "is a miss storm."
+        "Cacheable requests per second, stacked. Green requests were answered from the cache "
+        "(STALE and UPDATING: with an old copy while a new one is fetched), orange ones waited for "
+        "Flask, grey ones bypassed the cache. A burst of orange after a deploy or a purge is "
+        "normal; one that lasts is a miss storm."
     ),
     unit="reqps",
     queries=tuple(
@@ -100,9 +100,9 @@ BY_CACHE_STATUS = Signal(
 LATENCY_BY_RESULT = Signal(
     title="Latency of hits and of misses",
     description=(
-        "What the cache saves a client. Hits take about a millisecond, whatever Flask does; "
-        "misses take as long as *Upstream*. Slow hits mean that nginx itself is short of CPU or "
-        "disk, or that the client's network is slow."
+        "How much time the cache saves clients. Hits take about a millisecond, whatever Flask "
+        "does; misses take as long as Flask does (see *Upstream*). Slow hits mean that nginx "
+        "itself is short of CPU or disk, or that the client's network is slow."
     ),
     unit="s",
     queries=(
@@ -124,9 +124,9 @@ OFFLOAD = Signal(
     title="Offload",
     description=(
         "Share of the requests for cached routes that Flask never saw, over 5 minutes. It counts "
-        "background refreshes: clients do not wait for them, but Flask has to answer them. A drop "
-        "with a steady hit ratio means that refreshes take what the cache saves. “No cacheable "
-        "traffic” is not 0 %."
+        "background refreshes: clients do not wait for them, but Flask has to answer them. If it "
+        "drops while the hit ratio is steady, background refreshes have become frequent. “No "
+        "cacheable traffic” does not mean 0 %."
     ),
     unit="percentunit",
     queries=(
@@ -143,8 +143,8 @@ BYTES_BY_ORIGIN = Signal(
     title="Bytes sent",
     description=(
         "Bytes sent to clients per second, by where they came from: nginx's cache or Flask. "
-        "Compare with what the network can carry; a rise without a rise in requests is a response "
-        "that grew."
+        "Compare it with the network's capacity. A rise without more requests means that responses "
+        "have grown."
     ),
     unit="Bps",
     queries=(
@@ -188,7 +188,7 @@ SIZE = Signal(
 ENTRIES = Signal(
     title="Cache entries",
     description=(
-        "Cached responses, and how many keys the cache's memory zone holds (about 8,000 a "
+        "Cached responses, and how many keys the cache's memory zone holds (about 8,000 per "
         "megabyte). When the zone is full, nginx removes the entries that were least recently used."
     ),
     unit="short",

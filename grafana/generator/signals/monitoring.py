@@ -1,4 +1,4 @@
-"""Whether what the other dashboards show can be believed."""
+"""Whether the other dashboards can be trusted."""
 
 from generator import colours
 from generator.signals import RATE, Query, Signal, limit, rate, threshold
@@ -15,8 +15,8 @@ ACTIVE_FOR = "(time() - ALERTS_FOR_STATE)"
 FIRING = Signal(
     title="Firing alerts",
     description=(
-        "How many alerts fire now. Normal is 0. The list below names them, says since when, and "
-        "leads to where to look; each alert has a runbook."
+        "How many alerts fire now. Normal is 0. The list below shows which ones and for how long, "
+        "and links to the runbook of each."
     ),
     unit="short",
     queries=(
@@ -28,9 +28,9 @@ FIRING = Signal(
 ALERTS = Signal(
     title="Active alerts",
     description=(
-        "Alerts that fire, and those about to: pending means that the condition holds, but not "
-        "yet for long enough. Click a route for its dashboard, an alert for its description "
-        "and runbook."
+        "Alerts that are firing or pending. Pending means that the condition holds, but not yet "
+        "for long enough. Click a route for its dashboard, or an alert for its description and "
+        "runbook."
     ),
     unit="s",
     queries=(
@@ -48,8 +48,8 @@ BUDGET = Signal(
     title="Error budget burn",
     description=(
         "How fast the error budget of the service level objectives is spent, over 1 hour: 1 is as "
-        "fast as allowed, 0 is best. At the line the budget of 30 days is gone in 2; the alert "
-        "then pages."
+        "fast as allowed, 0 is best. At the line, the budget for 30 days would last 2 days, and "
+        "the alert pages."
     ),
     unit="short",
     queries=(
@@ -63,9 +63,9 @@ BUDGET = Signal(
 TARGETS = Signal(
     title="Services",
     description=(
-        "Whether Prometheus can scrape each service; of several replicas, whether it can scrape "
-        "all. While one is down, the panels that need it show gaps, not zeros. *Meta-monitoring* "
-        "has more."
+        "Whether Prometheus can scrape each service; “partly” means that it can scrape some of the "
+        "replicas. While one is down, the panels that need it show gaps, not zeros. The dashboard "
+        "*Meta-monitoring* shows more."
     ),
     unit="short",
     queries=(Query("avg by (job) (up)", "{{job}}"),),
@@ -74,8 +74,8 @@ TARGETS = Signal(
 TARGETS_DOWN = Signal(
     title="Targets down",
     description=(
-        "How many targets Prometheus could not scrape the last time. Normal is 0; during a deploy "
-        "a replica may be missing for a scrape or two. *Targets* shows which."
+        "How many targets Prometheus could not scrape at the last attempt. Normal is 0; during a "
+        "deploy a replica may be missing for a scrape or two. *Targets* shows which."
     ),
     unit="short",
     queries=(Query("count(up) - sum(up)", "down"), limit("vector(1)")),
@@ -87,8 +87,8 @@ UNACCOUNTED_NOW = Signal(
     title="Unaccounted",
     description=(
         "Share of the requests that nginx counted (stub_status) and the access exporter did not, "
-        "over 5 minutes. Normal is about 0; red is above the alert's threshold: what is missing "
-        "is in no figure by route. Compare *Access log backlog* and *Malformed lines*."
+        "over 5 minutes. Normal is about 0; red is above the alert's threshold. The missing "
+        "requests are in no figure by route. Compare *Access log backlog* and *Malformed lines*."
     ),
     unit="percentunit",
     queries=(
@@ -102,7 +102,7 @@ MALFORMED_NOW = Signal(
     title="Malformed lines",
     description=(
         "Share of the access log's lines that the exporter could not read, over 5 minutes. Normal "
-        "is 0: another value means that nginx's log format and the exporter do not fit together. "
+        "is 0: another value means that nginx's log format is not the one the exporter expects. "
         "The exporter's log shows the lines."
     ),
     unit="percentunit",
@@ -120,10 +120,10 @@ MALFORMED_NOW = Signal(
 BACKLOG_NOW = Signal(
     title="Access log backlog",
     description=(
-        "Bytes nginx has logged and the exporter has not read yet. Normal is close to 0, since "
-        "each scrape reads all there is; red is above the alert's threshold. A backlog that grows "
-        "means that the exporter is stopped or too slow, and that every figure by route is "
-        "late."
+        "Bytes that nginx has logged and the exporter has not read yet. Normal is close to 0, "
+        "since each scrape reads the log to its end; red is above the alert's threshold. A backlog "
+        "that grows means that the exporter is stopped or too slow, and that every figure by route "
+        "is late."
     ),
     unit="bytes",
     queries=(
@@ -151,7 +151,7 @@ UNDELIVERED = Signal(
     description=(
         "Alerts that Prometheus could not hand to Alertmanager, and messages that Alertmanager "
         "could not send, in the last 5 minutes. Normal is 0. Alertmanager's log has the reason: "
-        "usually an address or a secret."
+        "usually a wrong address or secret."
     ),
     unit="short",
     queries=(
@@ -168,7 +168,7 @@ TARGETS_BY_INSTANCE = Signal(
     title="Targets",
     description=(
         "Whether each target could be scraped. Gaps are times without the target, such as a "
-        "replica that was not there. Grafana is scraped only where it runs."
+        "replica before it was added. Grafana is scraped only where it runs."
     ),
     unit="short",
     # Only the replicas of flask-app need their addresses to be told apart.
@@ -191,8 +191,9 @@ SCRAPE_TIME = Signal(
 SAMPLES = Signal(
     title="Samples per scrape",
     description=(
-        "How many values each target exports. Steady lines are normal; routes add to those of "
-        "nginx-access-exporter and flask-app. One that only grows has a label without bound."
+        "How many values each target exports. Steady lines are normal; each new route adds values "
+        "to nginx-access-exporter and flask-app. A line that only grows means that a label has "
+        "unbounded values."
     ),
     unit="short",
     queries=(Query("sum by (job) (scrape_samples_scraped)", "{{job}}"),),
@@ -202,8 +203,8 @@ ACCOUNTS = Signal(
     title="Where nginx's answers come from",
     description=(
         "Requests in the access log by who answered them, stacked, against nginx's own counter "
-        "(stub_status), which also counts health checks and scrapes. The line a little above the "
-        "areas is normal; a wide gap under traffic is requests that were not logged."
+        "(stub_status), which also counts health checks and scrapes. Normally the line is a little "
+        "above the areas; a wide gap under traffic means that requests were not logged."
     ),
     unit="reqps",
     queries=(
@@ -223,9 +224,9 @@ ACCOUNTS = Signal(
 UNACCOUNTED = Signal(
     title="Unaccounted requests",
     description=(
-        "Share of the requests that nginx counted and the access exporter did not, over 5 "
-        "minutes. Above the line the alert fires: requests are lost on the way to the metrics, "
-        "such as in a full log volume."
+        "Share of the requests that nginx counted and the access exporter did not, over 5 minutes. "
+        "Above the line the alert fires: requests get lost between nginx and the metrics, for "
+        "example because the log volume is full."
     ),
     unit="percentunit",
     queries=(
@@ -239,9 +240,10 @@ UNACCOUNTED = Signal(
 ORIGIN = Signal(
     title="Passed on by nginx, counted by Flask",
     description=(
-        "Attempts of nginx that Flask answered, against the requests Flask counted. Flask's "
-        "surplus is the cache's background refreshes, which nginx does not log; it never exceeds "
-        "the stale answers. Flask below nginx would be requests that Flask did not count."
+        "Attempts by nginx that Flask answered, against the requests that Flask counted. Flask "
+        "counts more, because nginx does not log the cache's background refreshes; the difference "
+        "never exceeds the stale answers. If Flask's line is below nginx's, Flask has not counted "
+        "some requests."
     ),
     unit="reqps",
     queries=(
@@ -260,8 +262,8 @@ ORIGIN = Signal(
 LINES = Signal(
     title="Access log lines",
     description=(
-        "Lines the exporter read per second, and those it could not understand. The first follows "
-        "the request rate; the second is 0."
+        "Lines per second that the exporter read, and lines that it could not understand. Normally "
+        "the first follows the request rate, and the second is 0."
     ),
     unit="suffix:lines/s",
     queries=(
@@ -274,8 +276,9 @@ LINES = Signal(
 BACKLOG = Signal(
     title="Access log backlog",
     description=(
-        "Bytes logged and not yet read, at each scrape. A few kilobytes under load are normal, "
-        "since nginx writes in blocks. The alert fires where it stays above the line."
+        "Bytes that nginx has logged and the exporter has not read yet, at each scrape. A few "
+        "kilobytes under load are normal, since nginx writes in blocks. The alert fires when it "
+        "stays above the line."
     ),
     unit="bytes",
     queries=(
@@ -288,8 +291,8 @@ BACKLOG = Signal(
 MEMORY = Signal(
     title="Memory",
     description=(
-        "Resident memory of what does the monitoring. Level is normal; Prometheus' grows with the "
-        "number of series and is cut back every two hours."
+        "Resident memory of the processes that do the monitoring. Level lines are normal; "
+        "Prometheus' memory grows with the number of series and shrinks every two hours."
     ),
     unit="bytes",
     queries=(Query('max by (job) (process_resident_memory_bytes{job!="flask-app"})', "{{job}}"),),
@@ -298,9 +301,9 @@ MEMORY = Signal(
 RULE_TIME = Signal(
     title="Rule evaluation time",
     description=(
-        "How long Prometheus takes for its groups of rules. Most are evaluated every 5 s: where "
-        "the slowest comes near the line it falls behind, and what it records has gaps. "
-        "Prometheus' page *Rules* has the time of each."
+        "How long Prometheus takes to evaluate its rule groups. Most are evaluated every 5 s: if "
+        "the slowest comes near the line, it falls behind and its recorded series have gaps. "
+        "Prometheus' page *Rules* shows the time of each."
     ),
     unit="s",
     queries=(
@@ -314,22 +317,22 @@ RULE_TIME = Signal(
 STORED = Signal(
     title="Series in memory",
     description=(
-        "Time series Prometheus keeps in memory. Steps are deploys and new routes; a steady "
-        "climb is a label without bound."
+        "Time series that Prometheus keeps in memory. Deploys and new routes add steps; a steady "
+        "climb means that a label has unbounded values."
     ),
     unit="short",
     queries=(Query("sum(prometheus_tsdb_head_series)", "series"),),
     colours={"series": colours.NEUTRAL},
 )
 
-# What the limit counts: blocks, and what is not in a block yet.
+# What the limit counts: blocks, and data that is not in a block yet.
 STORAGE = "storage_blocks|wal_storage_size|head_chunks_storage_size"
 
 DISK = Signal(
     title="Prometheus' disk space",
     description=(
         "Size of Prometheus' data on disk, and the limit at which it deletes the oldest. It rises "
-        "until it is level. PROMETHEUS_RETENTION_SIZE sets the limit."
+        "at first and then stays level. PROMETHEUS_RETENTION_SIZE sets the limit."
     ),
     unit="bytes",
     queries=(
@@ -345,8 +348,9 @@ FAILED = rate("alertmanager_notifications_failed_total")
 NOTIFICATIONS = Signal(
     title="Notifications",
     description=(
-        "Messages Alertmanager sent per minute, by where to, and those that failed. None are sent "
-        "while nothing fires, or while no receiver is set up (docs/alerts.md)."
+        "Messages per minute that Alertmanager sent, by kind of receiver, and messages that "
+        "failed. None are sent while nothing fires, or while no receiver is set up "
+        "(docs/alerts.md)."
     ),
     unit="suffix:messages/min",
     queries=(

@@ -7,8 +7,8 @@ CONNECTIONS = Signal(
     title="Connections by state",
     description=(
         "Open client connections: nginx is reading a request, writing a response, or waiting for "
-        "the next one (keep-alive). Mostly waiting is normal. Writing that grows while the "
-        "request rate does not is a slow upstream."
+        "the next one (keep-alive). Mostly waiting is normal. If writing grows while the request "
+        "rate does not, the upstream is slow."
     ),
     unit="short",
     queries=tuple(Query(f"sum(nginx_connections_{state})", state) for state in colours.CONNECTIONS),
@@ -21,9 +21,9 @@ HANDLED = rate("nginx_connections_handled")
 DROPPED = Signal(
     title="Connections accepted and dropped",
     description=(
-        "New client connections per second, and those nginx dropped because it was at its limit "
-        "(accepted less handled). Dropped is 0 in a healthy stack: if it is not, raise "
-        "worker_connections or find who opens so many."
+        "New client connections per second, and those that nginx dropped because it was at its "
+        "limit (accepted minus handled). Dropped is 0 in a healthy stack: if it is not, raise "
+        "worker_connections or find the client that opens so many."
     ),
     unit="suffix:connections/s",
     queries=(Query(ACCEPTED, "accepted"), Query(f"{ACCEPTED} - {HANDLED}", "dropped")),

@@ -1,7 +1,7 @@
 """The table of routes: one row for each route, on the overview and in `./stack top`.
 
-Every expression is a function of the window, a PromQL duration: the dashboard looks at 5 minutes,
-as the alerts do, and `./stack top` at what its reader chooses.
+Every expression is a function of the window, a PromQL duration: the dashboard uses 5 minutes, as
+the alerts do, and `./stack top` the window that its user chooses.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,8 @@ FAILED_IN_NGINX = 'route="none", status=~"5..", status!~"501|505"'
 INCOMPLETE = "nginx_route_incomplete_responses_total"
 CUT_OFF = 'cause!="client"'
 LOOKUP = 'cache!~"NONE|overflow"'
-# All that waited for Flask. A route without a cache (NONE) has no misses by definition, but its
-# latency belongs in this column too: without it, its row would have none.
+# Requests that waited for Flask. A route without a cache (NONE) has no misses by definition, but
+# its latency belongs in this column too: its row would otherwise show no latency.
 WAITED = 'cache=~"MISS|EXPIRED|BYPASS|REVALIDATED|NONE"'
 
 
@@ -30,9 +30,9 @@ class Column:
         key: its name in the JSON of `./stack top`.
         title: its heading.
         unit: a unit id of Grafana's.
-        expr: PromQL by route, from the window.
-        limit: the limit that colours a value, by route; None where no alert reads this column.
-        low_is_bad: whether the values below the limit are the bad ones.
+        expr: makes PromQL by route from the window.
+        limit: the limit that colours a value, by route; None if no alert reads this column.
+        low_is_bad: whether values below the limit are bad.
     """
 
     key: str
@@ -46,9 +46,9 @@ class Column:
 def counted(metric: str, selector: str, window: str) -> str:
     """PromQL for a counter's rate by route.
 
-    As in prometheus/rules/nginx.yml, where the reason is given: with everything that a new series
-    had counted before its first scrape. The step is the scrape interval; over hours, a coarser one
-    costs a twelfth and says the same.
+    It includes what a new series had counted before its first scrape, for the reason given in
+    prometheus/rules/nginx.yml. The step is the scrape interval; over hours, a step of 1 minute
+    gives the same figures at a twelfth of the cost.
     """
     step = "1m" if window.endswith("h") else "5s"
     series = f"{metric}{{{selector}}}"
@@ -62,10 +62,10 @@ def requests(window: str) -> str:
 
 
 def failed(window: str) -> str:
-    """PromQL for requests per second that failed, by route; 0 for a route without.
+    """PromQL for requests per second that failed, by route; 0 if none did.
 
-    As prometheus/rules/nginx.yml defines them: 5xx, but not what nginx refused itself, and
-    responses that clients did not get in full, but not those that they broke off.
+    As in prometheus/rules/nginx.yml, these are 5xx responses, except requests that nginx itself
+    refused, and incomplete responses, except those that the client broke off.
     """
     answered = (
         f"{counted(REQUESTS, FAILED, window)} or {counted(REQUESTS, FAILED_IN_NGINX, window)}"
@@ -76,18 +76,18 @@ def failed(window: str) -> str:
 
 
 def lookups(window: str) -> str:
-    """PromQL for requests per second that the cache had a say in, by route."""
+    """PromQL for cacheable requests per second, by route."""
     return counted(REQUESTS, LOOKUP, window)
 
 
 def hits(window: str) -> str:
-    """PromQL for requests per second answered from the cache, by route; 0 for a route without."""
+    """PromQL for requests per second answered from the cache, by route; 0 if it has none."""
     return f"({counted(REQUESTS, HIT, window)} or 0 * {lookups(window)})"
 
 
 def error_ratio(window: str) -> str:
     """PromQL for the share of requests that failed, by route."""
-    # What is both 5xx and incomplete counts twice.
+    # A 5xx response that is incomplete, too, counts twice.
     return f"clamp_max({failed(window)} / ({requests(window)} > 0), 1)"
 
 
@@ -129,7 +129,7 @@ COLUMNS = (
 
 REQUEST_TREND = "sum by (route) (route:nginx_requests:rate1m)"
 
-# Requests for which no route of the application stands; last in the table.
+# Values of `route` that stand for no route of the application; they come last in the table.
 NO_ROUTE = "none|unmatched|overflow"
 
 BY = "on (stack, route)"
@@ -153,7 +153,7 @@ MISSES = (
 )
 
 # The conditions of ErrorRatioHigh (4), UpstreamSlow (2) and CacheMissRatioHigh (1), added up by
-# route: what is wrong with it. 0 is a route with traffic that is fine.
+# route. 0 means that the route has traffic and is fine.
 STATE = (
     f"sum by (route) (4 * {FAILS}"
     f" + {BY} (2 * {IS_SLOW} or {BY} 0 * {FAILS})"
@@ -170,7 +170,7 @@ STATES = {
     7: "errors, slow, misses",
 }
 
-# What hurts comes first: routes in a worse state, then those that keep the workers busier.
+# Routes in a worse state come first, then routes that keep more threads busy.
 ORDER = (
     f'0 * sum by (route) (route:nginx_requests:rate5m{{route=~"{NO_ROUTE}"}}) - 1'
     f" or 1000 * {STATE} + on (route) ({flask_seconds('5m')} or 0 * {STATE})"

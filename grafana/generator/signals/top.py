@@ -1,6 +1,6 @@
-"""What `./stack top` asks for beside the table of routes, over the window its reader chooses.
+"""The queries of `./stack top` besides the table of routes, over the window its user chooses.
 
-The dashboards read the same figures from the recorded rules, which have one window. A test
+The dashboards read the same figures from recording rules, which have a fixed window. A test
 compares the two.
 """
 

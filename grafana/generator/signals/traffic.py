@@ -1,4 +1,4 @@
-"""What clients ask for and what they get."""
+"""Requests and responses, as clients see them."""
 
 from generator import colours
 from generator.signals import (
@@ -24,13 +24,12 @@ DURATION = "nginx_route_request_duration_seconds"
 REQUEST_RATE = Signal(
     title="Request rate",
     description=(
-        "Requests answered per second, health checks left out. Normal is what the time of day "
-        "makes you expect; 0 is an idle stack. A sudden drop means that clients no longer get "
-        "through: look at *nginx* and at the targets. “No data” means that the exporter itself is "
-        "down."
+        "Requests answered per second, without health checks. Normal depends on the time of day; 0 "
+        "means that the stack is idle. A sudden drop means that clients no longer get through: "
+        "look at *nginx* and at the targets. “No data” means that the exporter itself is down."
     ),
     unit="reqps",
-    # No series exist before the first request: an exporter that is up and has none says zero.
+    # No series exist before the first request: an exporter that is up and has none counts as zero.
     queries=(
         Query(
             f'{rate(REQUESTS, ROUTE)} or 0 * sum(up{{job="nginx-access-exporter"}} == 1)',
@@ -42,9 +41,9 @@ REQUEST_RATE = Signal(
 ERROR_RATIO = Signal(
     title="Error ratio",
     description=(
-        "Share of requests answered 5xx, over 5 minutes: the number the alert reads. Normal is 0; "
-        "red is above the alert's threshold. *Traffic* shows since when, *Upstream* whether Flask "
-        "failed or could not be reached."
+        "Share of requests answered with 5xx, over 5 minutes; the alert reads the same number. "
+        "Normal is 0; red is above the alert's threshold. *Traffic* shows when it began, "
+        "*Upstream* whether Flask failed or could not be reached."
     ),
     unit="percentunit",
     queries=(
@@ -81,9 +80,9 @@ OF_SLOWEST = counted(
 SLOWEST = Signal(
     title="Slowest route (p95)",
     description=(
-        "The route with the highest 95th percentile of latency over 5 minutes, and how many "
-        "requests that figure is made of. Red is above the limit that applies to this route. The "
-        "table *Routes* compares it with the others."
+        "The route with the highest 95th percentile of latency over 5 minutes, and the number of "
+        "requests behind that figure. Red is above the limit that applies to this route. The table "
+        "*Routes* compares the route with the others."
     ),
     unit="s",
     queries=(
@@ -98,7 +97,7 @@ BY_ROUTE = Signal(
     title="Requests by route",
     description=(
         "Requests per second of the eight busiest routes of the whole time range, and of all "
-        "others together. `unmatched` counts requests that no URL rule of Flask's matches; a rise "
+        "others together. `unmatched` counts requests that match none of Flask's URL rules; a rise "
         "is usually a scanner or a broken link. `none` counts requests that got no answer from "
         "Flask. Click a line for that route's dashboard."
     ),
@@ -134,8 +133,8 @@ BY_STATUS = Signal(
 BY_METHOD = Signal(
     title="Requests by method",
     description=(
-        "Requests per second by HTTP method; anything but the standard ones is `OTHER`. Only GET "
-        "and HEAD can come from the cache, so a shift to other methods is load on Flask."
+        "Requests per second by HTTP method; non-standard methods count as `OTHER`. Only GET and "
+        "HEAD can be answered from the cache, so a shift to other methods puts load on Flask."
     ),
     unit="reqps",
     queries=(Query(f"sum by (method) (rate({REQUESTS}{{{ROUTE}}}[{RATE}]))", "{{method}}"),),
@@ -145,10 +144,10 @@ BY_METHOD = Signal(
 LATENCY = Signal(
     title="Latency clients see",
     description=(
-        "Time from the first byte of the request to the last byte of the response, at nginx. p50 "
-        "is the usual case, p99 the unlucky one. Where p99 leaves p50 behind, look at *Upstream* "
-        "and *Workers*; where all rise together, at the cache. The line is the limit for an "
-        "route's p95."
+        "Time from the first byte of the request to the last byte of the response, at nginx. Half "
+        "of the requests are slower than p50, and 1 % are slower than p99. If only p99 rises, look "
+        "at *Upstream* and *Workers*; if all rise together, look at the cache. The line is the "
+        "limit for a route's p95."
     ),
     unit="s",
     queries=(
@@ -162,9 +161,9 @@ LATENCY = Signal(
 LATENCY_HEATMAP = Signal(
     title="Latency distribution",
     description=(
-        "How many requests took how long; the stronger the colour, the more. Two bands are normal "
-        "for a cached route: hits below, misses above. A band that climbs is an upstream that "
-        "slows down."
+        "Number of requests by how long they took; a stronger colour means more requests. Two "
+        "bands are normal for a cached route: hits below, misses above. If a band climbs, the "
+        "upstream is slowing down."
     ),
     unit="s",
     queries=(Query(buckets(DURATION, ROUTE), "{{le}}"),),

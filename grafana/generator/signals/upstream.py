@@ -1,4 +1,4 @@
-"""How Flask looks from nginx."""
+"""Flask, as nginx sees it."""
 
 from generator import colours
 from generator.signals import (
@@ -23,7 +23,7 @@ RESPONSE = "nginx_route_upstream_response_duration_seconds"
 ATTEMPTS = "nginx_route_upstream_attempts_total"
 FLASK = "flask_http_request_duration_seconds"
 
-# An attempt has the status `none` where the client left before Flask answered. It says nothing
+# An attempt has the status `none` if the client left before Flask answered. It says nothing
 # about Flask, but it is the first attempt of a request that has a response time.
 ATTEMPTED = rate(ATTEMPTS, ROUTE)
 ANSWERED = rate(ATTEMPTS, f'{ROUTE}, status!="none"')
@@ -35,24 +35,25 @@ NO_UPSTREAM = "No request went to Flask in this time range"
 UPSTREAM_P95 = Signal(
     title="p95 upstream",
     description=(
-        "95 % of the requests that went to Flask had the first byte of an answer within this "
-        "time, over 5 minutes. Red is above the alert's threshold: look at *Workers* for full or "
-        "stuck ones, then at Flask itself."
+        "95 % of the requests that went to Flask got the first byte of an answer within this time, "
+        "over 5 minutes. Red is above the alert's threshold: look at *Workers* for full or stuck "
+        "workers, then at Flask itself."
     ),
     unit="s",
     queries=(
         Query(highest("route:nginx_upstream_header_duration_seconds:p95_rate5m"), "p95"),
         limit(threshold("upstream_p95_seconds")),
     ),
-    empty="None upstream",
+    empty="No upstream traffic",
 )
 
 PHASES = Signal(
     title="Upstream: connect, header, response",
     description=(
-        "Time until nginx was connected to Flask, had the response's header, had all of it. "
-        "Connecting takes no time: if it does, the listen queue is full or the network is bad. "
-        "Header is Flask's work and the wait for a worker; response minus header is a long body."
+        "Time until nginx was connected to Flask, until it had the response's header, and until it "
+        "had the whole response. Connecting normally takes almost no time; if it does not, the "
+        "listen queue is full or the network is slow. Header time is the wait for a worker and "
+        "Flask's work; response minus header is the time for the body."
     ),
     unit="s",
     queries=(
@@ -81,9 +82,9 @@ PHASES = Signal(
 HEADER_HEATMAP = Signal(
     title="Upstream header time",
     description=(
-        "How many requests waited how long for Flask's first byte; the stronger the colour, the "
-        "more. One steady band is normal. A second band above it is a slow route or a stuck "
-        "worker; a smear upwards is queueing."
+        "Number of requests by how long they waited for Flask's first byte; a stronger colour "
+        "means more requests. One steady band is normal. A second band above it is a slow route or "
+        "a stuck worker; a band that smears upwards means queueing."
     ),
     unit="s",
     queries=(Query(buckets(HEADER, ROUTE), "{{le}}"),),
@@ -95,9 +96,10 @@ FAILED = f'{ATTEMPTS}{{{ROUTE}, status=~"5.."}}'
 FAILURES = Signal(
     title="Failed attempts and retries",
     description=(
-        "Attempts on Flask per second that ended in 5xx (502: no connection, 504: no answer in "
-        "time, 500: Flask's own), and attempts beyond the first of a request. Normal is none. "
-        "Clients see a failure only if no retry and no stale copy could cover it."
+        "Attempts per second by nginx to get an answer from Flask that ended in 5xx (502: no "
+        "connection, 504: no answer in time, 500: an error in Flask), and retries: further "
+        "attempts for the same request. Normal is none. Clients see a failure only if neither a "
+        "retry nor a stale copy could cover it."
     ),
     unit="suffix:attempts/s",
     queries=(
@@ -115,10 +117,10 @@ FAILURES = Signal(
 NGINX_AND_FLASK = Signal(
     title="The same requests, seen by nginx and by Flask",
     description=(
-        "Mean time per request: nginx's from connecting to the last byte, Flask's inside the "
-        "application. The gap between them is queueing for a worker and the network; normally it "
-        "is a millisecond or two. A wide gap with a low Flask time asks for more workers, not for "
-        "faster code."
+        "Mean time per request: for nginx, from connecting to the last byte; for Flask, the time "
+        "inside the application. The gap between them is queueing for a worker and the network; "
+        "normally it is a millisecond or two. A wide gap with a low Flask time calls for more "
+        "workers, not for faster code."
     ),
     unit="s",
     queries=(
@@ -132,8 +134,9 @@ NGINX_AND_FLASK = Signal(
 FLASK_RESPONSES = Signal(
     title="Responses by Flask",
     description=(
-        "What Flask itself counted, by status; background refreshes of the cache are in it. A 5xx "
-        "here is an exception in the application: its log has the traceback, by request id."
+        "Responses that Flask itself counted, by status, with the cache's background refreshes. A "
+        "5xx here is an exception in the application: its log has the traceback, with the request "
+        "id."
     ),
     unit="reqps",
     queries=tuple(

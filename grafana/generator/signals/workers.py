@@ -29,9 +29,9 @@ UTILISATION = Signal(
 UTILISATION_BY_INSTANCE = Signal(
     title="Worker utilisation",
     description=(
-        "Share of the workers' threads that were busy, over 1 minute, by replica (the alert looks "
-        "at 5). Under the line is room; at 100 % every further request waits. One replica far "
-        "above the others: is one of its workers stuck?"
+        "Share of the workers' threads that were busy, over 1 minute, by replica (the alert uses 5 "
+        "minutes). Below the line there is room for more requests; at 100 % every further request "
+        "waits. If one replica is far above the others, check whether one of its workers is stuck."
     ),
     unit="percentunit",
     queries=(
@@ -43,9 +43,9 @@ UTILISATION_BY_INSTANCE = Signal(
 BUSY_WORKERS = Signal(
     title="In flight by worker",
     description=(
-        "What each worker's threads are doing: nothing (grey), working on requests (blue), all "
-        "working (orange). Red is stuck: the worker holds requests and has answered none for half "
-        "a minute. With threads, gunicorn never ends it for that: look at its stack "
+        "What each worker's threads are doing: all idle (grey), some busy (blue), all busy "
+        "(orange). Red means stuck: the worker holds requests and has answered none for half a "
+        "minute. gunicorn does not kill a worker whose threads all hang: look at its stack "
         "(docs/runbooks.html, UpstreamSlow), then kill it."
     ),
     unit="percentunit",
@@ -65,8 +65,9 @@ QUEUED = "gunicorn_request_queue_duration_seconds"
 QUEUE = Signal(
     title="Queue time",
     description=(
-        "From nginx passing a request on to a worker starting on it. Normal is a millisecond; it "
-        "rises before anything else when the workers are full, long before clients see errors."
+        "Time from when nginx passes a request on until a worker starts on it. Normal is a "
+        "millisecond. When the workers are full it is the first to rise, long before clients see "
+        "errors."
     ),
     unit="s",
     queries=(
@@ -82,7 +83,7 @@ QUEUE = Signal(
 )
 
 BACKLOG_LIMIT = f"max(gunicorn_listen_backlog_limit{SELECTED})"
-# The limit would flatten a short queue: it is drawn where the queue comes within a tenth of it.
+# The limit would flatten a short queue, so it is drawn only above a tenth of the limit.
 LONG_BACKLOG = f"max(gunicorn_listen_backlog{SELECTED}) > 0.1 * {BACKLOG_LIMIT}"
 
 BACKLOG = Signal(
@@ -104,8 +105,8 @@ MEMORY = Signal(
     title="Memory by worker",
     description=(
         "Resident memory of each worker. Level lines are normal, with a drop where a worker was "
-        "replaced. A line that only climbs is a leak: GUNICORN_MAX_REQUESTS bounds it until it is "
-        "found."
+        "replaced. A line that only climbs is a leak: GUNICORN_MAX_REQUESTS limits it until you "
+        "find it."
     ),
     unit="bytes",
     queries=(
@@ -122,8 +123,8 @@ EXITS = Signal(
     title="Worker exits",
     description=(
         "Workers that ended, by reason, in the minute before. `exit` is planned (reload, max "
-        "requests). `timeout` is a worker gunicorn killed because it was stuck, `signal` one that "
-        "crashed or ran out of memory: read its log."
+        "requests). `timeout` is a worker that gunicorn killed because it was stuck, `signal` one "
+        "that crashed or ran out of memory: read its log."
     ),
     unit="short",
     queries=(Query(f"round(sum by (reason) ({ENDED})) > 0", "{{reason}}"),),
@@ -134,9 +135,9 @@ EXITS = Signal(
 CONTAINER_MEMORY = Signal(
     title="Container memory",
     description=(
-        "Memory that each container of flask-app uses and cannot give back (working set), and "
-        "its limit. At its limit the kernel kills a process. Without a "
-        "limit there is nothing to show. *Memory by worker* shows who uses it."
+        "Memory that each container of flask-app uses and the kernel cannot reclaim (working set), "
+        "and its limit. At the limit the kernel kills a process. Without a limit the panel is "
+        "empty. *Memory by worker* shows which worker uses the memory."
     ),
     unit="bytes",
     queries=(
@@ -149,9 +150,9 @@ CONTAINER_MEMORY = Signal(
 THROTTLED = Signal(
     title="CPU throttling",
     description=(
-        "Share of the time for which the kernel stopped a container because it had used up its "
-        "CPU limit. Normal is 0. Requests wait meanwhile: raise the limit, or run fewer threads. "
-        "Without a CPU limit there is nothing to show."
+        "Share of the time during which the kernel stopped a container because it had used up its "
+        "CPU limit. Normal is 0. Throttled requests wait: raise the limit, or run fewer threads. "
+        "Without a CPU limit the panel is empty."
     ),
     unit="percentunit",
     queries=(
