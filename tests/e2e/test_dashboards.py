@@ -318,7 +318,16 @@ def wait_for_prometheus(stack: Stack, answers: Answers) -> float:
         return bool(found) and found[0]["value"] == answers.total()
 
     wait_until(counted, 30, "Prometheus to know of every request")
-    for what in ("up", "route:nginx_requests:rate5m"):
+    # The cache is scanned rarely.
+    wait_until(
+        lambda: stack.query("nginx_cache_oldest_entry_age_seconds"), 60, "a scan of the full cache"
+    )
+    # In this order: what is scraped, the rules by route, and the rules that sum those up.
+    for what in (
+        "up",
+        "route:nginx_requests:rate5m",
+        "stack:nginx_cache_offload:ratio_rate5m",
+    ):
         now, oldest = time.time(), f"min(timestamp({what}))"
         wait_until(lambda: stack.query(f"{oldest} > {now}"), 30, f"{what} to be new")  # noqa: B023
     return time.time()
