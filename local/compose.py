@@ -20,8 +20,8 @@ BASE_IMAGES = ("NGINX_IMAGE", "PYTHON_IMAGE")
 SERVICE_IMAGES = ("NGINX_EXPORTER_IMAGE", "PROMETHEUS_IMAGE", "ALERTMANAGER_IMAGE", "GRAFANA_IMAGE")
 LEAST_FREE_KILOBYTES = 32_000
 REFUSED = re.compile(r"HTTP Error (4\d\d)")
-# Health checks in a row that the app answered with an error of its own: it lacks the route.
-REFUSALS = 2
+# So many failed health checks are a problem; a single one may fail during the start.
+FAILED_CHECKS = 2
 SERVICE_NAMES = {service.name for service in SERVICES}
 # Where services write: a full disk there fails requests while every health check passes.
 WRITTEN = {"nginx-proxy": "/var/cache/nginx", "prometheus": "/prometheus"}
@@ -37,7 +37,8 @@ class Container:
     healthy: bool  # it runs, and its health check passes if it has one
     restarting: bool  # it waits for its next start
     ended: bool  # since its start, at least once
-    problem: str  # what its last failed health checks said
+    problem: str  # what the last health check said, if the last ones failed
+    refusals: list[str]  # statuses of an app that answers its health check with an error
 
 
 def engine_answers() -> bool:
@@ -186,11 +187,11 @@ def _refuse_failed(since: float, before: set[str]) -> None:
         ended = container.restarting or (container.ended and container.id not in before)
         if ended or (container.problem and not_loaded(log)):
             raise StackError(f"{container.service} failed to start. Its log says:\n{excerpt(log)}")
-        refused = REFUSED.search(container.problem)
-        if refused and container.service == "flask-app":
+        if len(container.refusals) >= FAILED_CHECKS and container.service == "flask-app":
             raise StackError(
-                f"the app answers its health check with {refused[1]} instead of 200. It needs a "
-                "route /flask-health-check that answers 200: see README.md, 'Put your own app in'. "
+                f"the app answers its health check with {container.refusals[-1]} instead of 200. "
+                "It needs a route /flask-health-check that answers 200: see README.md, "
+                "'Put your own app in'. "
                 f"Its log ends with:\n{excerpt(log)}"
             )
 
@@ -210,7 +211,7 @@ def _containers() -> Iterator[Container]:
     for details in json.loads(_output("docker", "inspect", *ids) or "[]"):
         state = details["State"]
         checks = (state.get("Health") or {}).get("Log") or []
-        last = [check for check in checks[-REFUSALS:] if check["ExitCode"]]
+        failed = [check for check in checks[-FAILED_CHECKS:] if check["ExitCode"]]
         yield Container(
             details["Id"],
             details["Config"]["Labels"]["com.docker.compose.service"],
@@ -219,7 +220,9 @@ def _containers() -> Iterator[Container]:
             and (state.get("Health") or {}).get("Status", "healthy") in ("healthy", "none"),
             restarting=state["Status"] == "restarting",
             ended=details["RestartCount"] > 0 or state["Status"] in ("exited", "dead"),
-            problem=_last_line(last[-1]["Output"]) if len(last) == REFUSALS else "",
+            problem=_last_line(failed[-1]["Output"]) if len(failed) == FAILED_CHECKS else "",
+            # Not only the last ones: on a busy machine a check may time out between two refusals.
+            refusals=REFUSED.findall("\n".join(check["Output"] for check in checks)),
         )
 
 

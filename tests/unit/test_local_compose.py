@@ -1,7 +1,8 @@
-"""Images before Compose starts: refreshed if a registry answers, named if they are missing."""
+"""Images before Compose starts, and what `./stack up` reads in the containers' health checks."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -54,3 +55,26 @@ def test_missing_images_are_all_named_with_the_way_without_them(folder: Path) ->
     assert "NGINX_IMAGE=nginx_image: no such host" in told
     assert "PROMETHEUS_IMAGE" not in told
     assert "./stack up --local" in told
+
+
+def test_refusals_are_found_although_other_checks_time_out(
+    folder: Path,
+) -> None:
+    refusal = {"ExitCode": 1, "Output": "urllib.error.HTTPError: HTTP Error 404: NOT FOUND"}
+    late = {"ExitCode": -1, "Output": "Health check exceeded timeout (10s)"}
+    container = {
+        "Id": "abc",
+        "Config": {"Labels": {"com.docker.compose.service": "flask-app"}},
+        "State": {
+            "Status": "running",
+            "Health": {"Status": "unhealthy", "Log": [refusal, late, refusal, late, late]},
+        },
+        "RestartCount": 0,
+    }
+    inspected = json.dumps([container])
+    (folder / "docker").write_text(f"""#!/bin/sh
+[ "$1" = inspect ] && echo '{inspected}'
+[ "$1 $2" = "compose ps" ] && echo abc
+""")
+    with pytest.raises(StackError, match="404 instead of 200"):
+        compose._refuse_failed(0, set())
