@@ -81,8 +81,8 @@ def _settings(variables: _Variables) -> dict[str, Any]:
     worker_class = variables.choice("GUNICORN_WORKER_CLASS", "gthread", ("gthread", "sync"))
     threads = variables.number("GUNICORN_THREADS", 4, least=1)
     if worker_class == "gthread":
-        # workers.py explains what is wrong with the stock class.
-        settings["worker_class"] = "workers.FreeThreadWorker"
+        # gunicorn_workers.py explains what is wrong with the stock class.
+        settings["worker_class"] = "gunicorn_workers.FreeThreadWorker"
         settings["threads"] = threads
         # The number above the threads is that of idle connections a worker keeps open. More would
         # save no time, and let more requests come to a worker whose threads are all busy.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from local.settings import ROOT
 
 # Files in flask/ that do not belong to the application.
-KEPT = ("telemetry", "gunicorn.conf.py", "gunicorn_settings.py", "workers.py")
+KEPT = ("telemetry", "gunicorn.conf.py", "gunicorn_settings.py", "gunicorn_workers.py")
 
 
 def is_in_place() -> bool:

@@ -37,7 +37,7 @@ def test_defaults() -> None:
     found = settings()
     assert found["bind"] == "0.0.0.0:8000"
     assert (found["workers"], found["threads"]) == (3, 4)
-    assert found["worker_class"] == "workers.FreeThreadWorker"
+    assert found["worker_class"] == "gunicorn_workers.FreeThreadWorker"
     assert (found["timeout"], found["graceful_timeout"], found["keepalive"]) == (60, 30, 75)
     assert (found["max_requests"], found["preload_app"]) == (0, False)
 
