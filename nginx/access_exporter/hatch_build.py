@@ -1,4 +1,4 @@
-"""Writes into the wheel which revision it was built from."""
+"""Writes the revision that the wheel is built from into the wheel."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ class RevisionHook(BuildHookInterface):
     """Adds `_revision.py` to the wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002
-        """Write the file to a temporary folder, so that the source tree stays as it is."""
+        """Write the file to a temporary folder, so that the source tree does not change."""
         self._folder = tempfile.TemporaryDirectory()
         file = Path(self._folder.name, "_revision.py")
         file.write_text(f"REVISION = {revision(self.root)!r}\n")
@@ -25,7 +25,7 @@ class RevisionHook(BuildHookInterface):
 
 
 def revision(folder: str) -> str:
-    """Return STACK_REVISION, which image builds set, else git's, else `unknown`."""
+    """Return STACK_REVISION (which image builds set), or git's revision, or `unknown`."""
     if given := os.environ.get("STACK_REVISION"):
         return given
     command = ["git", "-C", folder, "rev-parse", "--short=12", "HEAD"]
