@@ -5,7 +5,7 @@ import time
 
 from flask import Blueprint, abort, request
 
-SLOWEST = 10.0  # seconds; anyone may ask, and each request keeps a thread busy
+SLOWEST = 10.0  # seconds; anyone can send such requests, and each keeps a thread busy
 
 demo = Blueprint("demo", __name__, url_prefix="/demo")
 

@@ -10,7 +10,8 @@ from typing import Any
 # keepalive_timeout in nginx/templates/flask-app.conf.template. nginx must be the one that closes
 # an idle connection: gunicorn could close it at the moment when nginx sends a request.
 NGINX_KEEPALIVE = 60
-# gunicorn gives up this much earlier than nginx, and than what stops it: then its log says why.
+# Seconds by which gunicorn gives up before nginx does, and before it is killed while it stops. So
+# its log can say why.
 MARGIN = 5
 HIGHEST = 2**31 - 1
 
@@ -23,7 +24,7 @@ def read(environ: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
 
     Returns:
         gunicorn's settings by gunicorn's own names, times in seconds; and a message for each
-        variable that is not valid, which has its default in the settings.
+        variable that is not valid. In the settings, such a variable has its default.
     """
     variables = _Variables(environ)
     return _settings(variables), variables.problems
@@ -81,11 +82,11 @@ def _settings(variables: _Variables) -> dict[str, Any]:
     worker_class = variables.choice("GUNICORN_WORKER_CLASS", "gthread", ("gthread", "sync"))
     threads = variables.number("GUNICORN_THREADS", 4, least=1)
     if worker_class == "gthread":
-        # gunicorn_workers.py explains what is wrong with the stock class.
+        # gunicorn_workers.py describes the faults of the stock class.
         settings["worker_class"] = "gunicorn_workers.FreeThreadWorker"
         settings["threads"] = threads
-        # The number above the threads is that of idle connections a worker keeps open. More would
-        # save no time, and let more requests come to a worker whose threads are all busy.
+        # gunicorn keeps as many idle connections open as this exceeds the threads. More of them
+        # would save no time, and send more requests to a worker whose threads are all busy.
         settings["worker_connections"] = threads + max(1, threads // 2)
     else:
         settings["worker_class"] = worker_class  # with `threads`, gunicorn would take gthread
@@ -93,7 +94,8 @@ def _settings(variables: _Variables) -> dict[str, Any]:
 
 
 def _timeouts(variables: _Variables, worker_class: str) -> dict[str, int]:
-    # nginx waits so long for an answer, and whatever stops nginx and gunicorn kills them then.
+    # nginx waits this long for an answer. Compose and supervisor give nginx and gunicorn as long to
+    # stop, and then kill them.
     limit = variables.number("FLASK_APP_TIMEOUT", 65, least=2 * MARGIN)
     most = limit - MARGIN
     reason = f" (FLASK_APP_TIMEOUT={limit} less {MARGIN}); to allow more, raise FLASK_APP_TIMEOUT"

@@ -44,7 +44,7 @@ GUNICORN_SETTINGS = ROOT / "flask" / "gunicorn_settings.py"
 
 
 def check_settings(values: dict[str, str], *, docker: bool) -> None:
-    """Check every setting that can be judged without starting a service.
+    """Check every setting that can be checked without starting a service.
 
     Raises:
         StackError: settings are wrong; the message has a line for each.
@@ -79,7 +79,7 @@ def check_folder(folder: Path) -> None:
     """Check that a folder can be written to and has room.
 
     Raises:
-        StackError: it can't, or has not.
+        StackError: the folder can't be written to, or its disk is full.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +140,7 @@ def _email(values: dict[str, str]) -> Iterator[str]:
 
 
 def _gunicorn(values: dict[str, str]) -> list[str]:
-    if not GUNICORN_SETTINGS.is_file():  # another app may do without
+    if not GUNICORN_SETTINGS.is_file():  # another app may have no such file
         return []
     return runpy.run_path(str(GUNICORN_SETTINGS))["read"](values)[1]
 

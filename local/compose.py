@@ -20,7 +20,7 @@ BASE_IMAGES = ("NGINX_IMAGE", "PYTHON_IMAGE")
 SERVICE_IMAGES = ("NGINX_EXPORTER_IMAGE", "PROMETHEUS_IMAGE", "ALERTMANAGER_IMAGE", "GRAFANA_IMAGE")
 LEAST_FREE_KILOBYTES = 32_000
 REFUSED = re.compile(r"HTTP Error (4\d\d)")
-# So many failed health checks are a problem; a single one may fail during the start.
+# This many failed health checks are a problem; a single one may fail during the start.
 FAILED_CHECKS = 2
 SERVICE_NAMES = {service.name for service in SERVICES}
 # Where services write: a full disk there fails requests while every health check passes.
@@ -116,7 +116,7 @@ def logs(services: list[str], *, follow: bool) -> int:
 
 
 def down(values: dict[str, str], *, now: bool) -> int:
-    """Remove the containers; `now`, or Ctrl-C, cuts off the requests under way."""
+    """Remove the containers; `now`, or Ctrl-C, cuts off requests in flight."""
     if now:
         return call("down", "--timeout", "0")
     limit = values.get("FLASK_APP_TIMEOUT") or "65"
@@ -141,7 +141,7 @@ def address(service: str, port: int) -> str:
 
 
 def call(*arguments: str) -> int:
-    """Hand over to Docker Compose."""
+    """Run Docker Compose in this terminal, and return its exit status."""
     return subprocess.call(["docker", "compose", *arguments], cwd=ROOT)
 
 
@@ -180,7 +180,7 @@ def _pull(values: dict[str, str]) -> None:
 def _refuse_failed(since: float, before: set[str]) -> None:
     """Raise StackError if a container ended, or its app refuses the health check.
 
-    Of those from before the start, Compose ends some itself, to replace them.
+    Compose itself ends some of the containers from before the start, to replace them.
     """
     for container in _containers():
         log = _logs(container.id, since)
@@ -244,7 +244,7 @@ def _revision() -> str:
 
 
 def _output(*command: str) -> str:
-    """What a command prints; nothing if it does not exist. Errors go unseen."""
+    """What a command prints; nothing if it does not exist. Errors are ignored."""
     try:
         done = subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, errors="replace", check=False

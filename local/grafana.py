@@ -39,10 +39,10 @@ Progress = Callable[[str], None]
 
 
 def install(values: dict[str, str], progress: Progress) -> Path:
-    """Have the Grafana of `.env`'s version unpacked in `.local/grafana/`; returns its folder.
+    """Fetch the Grafana of `.env`'s version into `.local/grafana/`, and return its folder.
 
-    A folder of that name is complete: it appears only once everything is unpacked. A download that
-    was interrupted is continued.
+    The folder is complete if it exists: it gets its name when everything is unpacked. An
+    interrupted download is continued.
 
     Args:
         values: settings; GRAFANA_IMAGE says which version, GRAFANA_VERSIONS_URL and
@@ -70,12 +70,12 @@ def install(values: dict[str, str], progress: Progress) -> Path:
 
 @contextlib.contextmanager
 def _lock(path: Path, progress: Progress) -> Iterator[None]:
-    """Keep a second `./stack grafana` waiting while this one works."""
+    """Make a second `./stack grafana` wait for this one."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            progress("another ./stack grafana is at work: waiting for it")
+            progress("another ./stack grafana is running: waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -147,7 +147,7 @@ def _download_rest(url: str, archive: Path, progress: Progress) -> None:
         answer = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if have and error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return  # it is complete, or too long: the checksum tells
+            return  # it is complete, or too long: _verify finds out
         raise
     with answer:
         if answer.status != http.HTTPStatus.PARTIAL_CONTENT:
@@ -162,13 +162,13 @@ def _download_rest(url: str, archive: Path, progress: Progress) -> None:
         with archive.open("ab" if have else "wb") as file:
             _copy(answer, file, have, total, progress)
     if archive.stat().st_size != total:
-        raise ConnectionError(f"{archive.stat().st_size} of {total} bytes came")
+        raise ConnectionError(f"{archive.stat().st_size} of {total} bytes arrived")
 
 
 def _copy(
     source: http.client.HTTPResponse, target: BinaryIO, have: int, total: int, progress: Progress
 ) -> None:
-    """Copy until the end, telling of every tenth."""
+    """Copy until the end, and report every tenth."""
     tenths = have * 10 // total
     while chunk := source.read(CHUNK):
         target.write(chunk)
@@ -179,7 +179,7 @@ def _copy(
 
 
 def _verify(archive: Path, expected: str, progress: Progress) -> None:
-    """Remove the archive and raise StackError where its SHA-256 is not the listed one."""
+    """Remove the archive and raise StackError if its SHA-256 is not the listed one."""
     progress("comparing the checksum")
     with archive.open("rb") as file:
         actual = hashlib.file_digest(file, "sha256").hexdigest()
@@ -192,7 +192,7 @@ def _verify(archive: Path, expected: str, progress: Progress) -> None:
 
 
 def _unpack(archive: Path, home: Path, progress: Progress) -> None:
-    """Unpack to a folder beside, which gets its name when it is complete."""
+    """Unpack into a temporary folder, and rename it when it is complete."""
     progress(f"unpacking into {home}")
     partial = home.with_name(f"{home.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -207,7 +207,7 @@ def _unpack(archive: Path, home: Path, progress: Progress) -> None:
 
 
 def _open(url: str) -> http.client.HTTPResponse:
-    """Open a URL; StackError where nothing answers there."""
+    """Open a URL; raise StackError if nothing answers there."""
     try:
         return urllib.request.urlopen(url, timeout=TIMEOUT)
     except urllib.error.HTTPError:

@@ -27,7 +27,7 @@ def up(values: dict[str, str], local: Processes, *, attach: bool) -> None:
         StackError: something is missing, or a service failed; then the whole stack was ended,
             unless it ran before.
     """
-    ours = attach or not local.running  # otherwise somebody else started it and goes on using it
+    ours = attach or not local.running  # otherwise somebody else started it and still uses it
     try:
         if local.running:
             progress("already running; to apply changes: ./stack down, then ./stack up")
@@ -86,7 +86,7 @@ def down(local: Processes, *, now: bool) -> int:
 
 
 def fetch(*, tests: bool) -> None:
-    """Fetch what the services need, and what the tests need too; one process at a time does."""
+    """Fetch what the services (and the tests) need; only one process at a time fetches."""
     checks.check_folder(LOCAL)
     with exclusive(LOCAL / "fetch.lock", _wait_for_other_fetch):
         packages.ensure_programs(progress)

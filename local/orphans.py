@@ -48,7 +48,7 @@ def session(leader: int) -> list[int]:
 
 
 def end(pids: list[int], *, now: bool = False) -> None:
-    """End these processes and return when they are gone; kill those that are late, or all `now`."""
+    """End these processes and wait for it; kill those that take too long, or all if `now`."""
     gently = () if now else ((signal.SIGTERM, SECONDS_TO_END),)
     for number, seconds in (*gently, (signal.SIGKILL, 5)):
         for pid in filter(alive, pids):

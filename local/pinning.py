@@ -28,7 +28,7 @@ def lock(arguments: list[str]) -> int:
     for folder in FOLDERS:
         command = [VENV / "bin" / "uv", "pip", "compile", *OPTIONS, *arguments]
         files = ["requirements.in", "--output-file=requirements.txt"]
-        # The command that the file names as its source: for any machine.
+        # The command that the file's head names: the same on every machine.
         named = {"UV_CUSTOM_COMPILE_COMMAND": "./stack lock"}
         done = subprocess.run(
             [*command, *files],

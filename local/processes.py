@@ -27,7 +27,7 @@ LONGEST_SOCKET_PATH = 107 - len(".2147483647")
 STATUS_LINE = re.compile(r"(?P<name>\S+)\s+(?P<state>[A-Z]+)(?:\s+pid (?P<pid>\d+))?")
 ENDED = ("BACKOFF", "EXITED")
 ENDS_EARLY = ("nginx-exporter",)  # it ends if nginx does not answer yet; supervisor restarts it
-# The app answers, but not its health check. It may still be loading, so this is not final at once.
+# The app refuses its health check. It may still be loading, so it has some time to stop refusing.
 REFUSED = re.compile(r"HTTP Error (4\d\d)")
 REFUSED_WITHIN = 3.0  # seconds
 SILENT_STOP = 1.0  # seconds that a service may take to stop before the user is told
@@ -41,7 +41,7 @@ class Status:
     state: str  # supervisor's word, such as RUNNING or BACKOFF
     pid: int  # 0 if it does not run
     address: str
-    problem: str  # what the health check met; empty if it passed
+    problem: str  # why the health check failed; empty if it passed
 
     @property
     def healthy(self) -> bool:

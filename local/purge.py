@@ -1,7 +1,7 @@
 """Removes entries from nginx's cache: ./stack purge.
 
-The same shell script runs beside nginx in both modes, since nginx's container has no Python. nginx
-takes an entry whose file is gone for a missing one, and asks Flask again.
+The same shell script runs beside nginx in both modes, since nginx's container has no Python. If an
+entry's file is gone, nginx treats the entry as missing and asks Flask again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         default="",
         metavar="PREFIX",
-        help="remove only entries whose path, with its arguments, begins so, such as /reports/",
+        help="remove only entries whose path and arguments begin with PREFIX, such as /reports/",
     )
 
 
@@ -47,7 +47,7 @@ def pattern(prefix: str) -> str:
     """Return grep's pattern for the keys whose path begins with a prefix.
 
     Raises:
-        StackError: the prefix is no path.
+        StackError: the prefix is not a path.
     """
     if prefix and not prefix.startswith("/"):
         raise StackError(f"{prefix!r} does not begin with /: give the path that clients ask for")
@@ -56,7 +56,7 @@ def pattern(prefix: str) -> str:
 
 
 def purge(prefix: str, shell: list[str], environment: dict[str, str] | None = None) -> int:
-    """Remove the entries and return how many they were.
+    """Remove the entries and return how many there were.
 
     Args:
         prefix: what their paths begin with; empty for all.

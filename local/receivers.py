@@ -20,7 +20,7 @@ RECEIVERS = {
     "ALERT_EMAIL_TO": ("e-mail to {}", "email"),
     "ALERT_WATCHDOG_URL": ("dead man's switch (Watchdog only)", "webhook"),
 }
-# Of each attempt; the counters of notifications count a failure only when the last retry failed.
+# These count each attempt. The counters of notifications count only failures of the last retry.
 TRIED = re.compile(r'alertmanager_notification_requests_total\{.*integration="(\w+)".*\} (\S+)')
 FAILED = re.compile(
     r'alertmanager_notification_requests_failed_total\{.*integration="(\w+)".*\} (\S+)'
@@ -69,14 +69,12 @@ def configured(values: dict[str, str]) -> dict[str, str]:
 
 def describe(values: dict[str, str]) -> list[str]:
     """Lines that name the receivers of alerts and the files among the secrets that are not read."""
-    people = (
-        ", ".join(configured(values)) or "nobody (see docs/alerts.md); only the pages show them"
-    )
+    people = ", ".join(configured(values)) or "nobody (see docs/alerts.md)"
     lines = [f"alerts go to: {people}"]
     for name in unknown_files(values):
         names = ", ".join(sorted(each.lower() for each in known_names()))
         lines.append(
-            f"warning: {secrets_folder(values) / name} is not read; names that are: {names}"
+            f"warning: {secrets_folder(values) / name} is not read; only these names are: {names}"
         )
     return lines
 
@@ -100,7 +98,7 @@ def send_test_alert(
     # The Watchdog's receiver gets nothing but the Watchdog.
     kinds = {kind for name, kind in configured(values).items() if "Watchdog" not in name}
     if not kinds:
-        raise StackError("no receiver is set, so alerts reach nobody: docs/alerts.md says how")
+        raise StackError("no receiver is set, so alerts reach nobody: see docs/alerts.md")
     before = _counts(alertmanager)
     _post(alertmanager)
     progress(f"sent; waiting for {', '.join(sorted(kinds))} to accept it")
@@ -144,7 +142,7 @@ def _post(alertmanager: str) -> None:
     try:
         OPENER.open(request, timeout=10).close()
     except (OSError, urllib.error.URLError) as error:
-        raise StackError(f"Alertmanager did not take the alert: {error}") from error
+        raise StackError(f"Alertmanager did not accept the alert: {error}") from error
 
 
 def _counts(alertmanager: str) -> tuple[dict[str, float], dict[str, float]]:

@@ -150,7 +150,7 @@ def environment(values: dict[str, str], run: Path) -> dict[str, str]:
         "STACK_PYTHON": str(VENV / "bin" / "python"),
         "NGINX_RUN_DIR": str(run / "nginx"),
         "NGINX_CACHE_DIR": str(run / "nginx" / "cache"),
-        # Workers of a root's nginx would run as nobody and could not read below /root.
+        # If root starts nginx, its workers would run as nobody and could not read below /root.
         "NGINX_USER_DIRECTIVE": "" if os.geteuid() else "user root;",
         "NGINX_METRICS_LOG": str(run / "nginx" / "access-metrics.log"),
         "PROMETHEUS_MULTIPROC_DIR": str(run / "flask-app"),

@@ -46,7 +46,7 @@ class Scenario:
         paths: sent in rotation; `{n}` becomes a text that no request had before.
         rate: requests per second, unless the user asks for another rate.
         duration: seconds, unless the user asks for another duration.
-        connections: how many requests are under way at once, at most.
+        connections: how many requests are in flight at once, at most.
         burst: (period, length, factor): in each period of seconds, `length` of them have the rate
             times the factor.
     """
@@ -134,7 +134,7 @@ class Traffic:
         address: the URL of the stack, without a path.
         scenario: what to send.
         rate: requests per second.
-        duration: seconds during which requests are sent; those under way then are waited for.
+        duration: seconds during which requests are sent; then it waits for the last answers.
     """
 
     def __init__(self, address: str, scenario: Scenario, rate: float, duration: float) -> None:
@@ -284,7 +284,7 @@ def summary(traffic: Traffic, seconds: float) -> str:
 
 
 def show_progress(traffic: Traffic, second: int) -> None:
-    """A line that is written over on a terminal, and written every ten seconds elsewhere."""
+    """Print progress: on a terminal over the last line, elsewhere a line every ten seconds."""
     text = f"[{second:4} s of {traffic.duration:.0f}] sent {traffic.sent}; {traffic.by_status()}"
     if sys.stdout.isatty():
         print(f"\r{text}\x1b[K", end="", flush=True)

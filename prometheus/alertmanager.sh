@@ -1,9 +1,10 @@
 #!/bin/sh
 # Starts Alertmanager with the receivers that are set: alertmanager.sh alertmanager --storage.path=...
 #
-# Alertmanager reads neither the environment nor a second file, and 0.25 takes a webhook's URL from no file either. So a
-# line "# if NAME: FILE" of alertmanager.yml becomes the content of FILE where NAME is set: in the environment, or by a
-# file of that name, in lower case, in ALERT_SECRETS_DIR. In FILE, ${NAME} becomes the value of NAME, literally.
+# Alertmanager reads neither the environment nor a second file, and 0.25 cannot read a webhook's URL from a file either.
+# So if NAME is set, this script replaces a line "# if NAME: FILE" of alertmanager.yml with the content of FILE, and
+# ${NAME} in it with the value, literally. NAME is set in the environment, or by a file with that name in lower case in
+# ALERT_SECRETS_DIR.
 set -eu
 umask 077    # the result holds secrets
 

@@ -1,4 +1,4 @@
-"""Lines of the access metrics log, as nginx writes them but for the newline."""
+"""Lines of the access metrics log, as nginx writes them, without the newline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests of alerting need at both ends of a stack: traffic, and receivers of messages."""
+"""Traffic for tests of alerting, and receivers of the messages."""
 
 from __future__ import annotations
 
@@ -80,11 +80,11 @@ class Receivers:
 @contextlib.contextmanager
 def traffic(stack: Stack, path: str, *, busting: bool = False) -> Iterator[None]:
     """Requests for as long as the context lasts: the same path, or one that is new each time."""
-    over = threading.Event()
+    ended = threading.Event()
 
     def run() -> None:
         with requests.Session() as session:
-            while not over.wait(0.05):
+            while not ended.wait(0.05):
                 query = f"?n={uuid.uuid4()}" if busting else ""
                 with contextlib.suppress(requests.RequestException):
                     session.get(f"{stack.http}{path}{query}", timeout=10)
@@ -94,5 +94,5 @@ def traffic(stack: Stack, path: str, *, busting: bool = False) -> Iterator[None]
     try:
         yield
     finally:
-        over.set()
+        ended.set()
         client.join()

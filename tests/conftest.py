@@ -1,4 +1,4 @@
-"""What all tests share: skipped tests are told in one line."""
+"""What all tests share: one line that reports skipped tests."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         str(report.longrepr[2]).removeprefix("Skipped: ").partition("\n")[0] for report in skipped
     )
     if reasons:
-        told = "; ".join(f"{count} ({reason})" for reason, count in reasons.most_common())
-        terminalreporter.write_line(f"skipped: {told}")
+        text = "; ".join(f"{count} ({reason})" for reason, count in reasons.most_common())
+        terminalreporter.write_line(f"skipped: {text}")

@@ -3,8 +3,8 @@
 python -m tests.grafana_check [--grafana URL] [--app URL]      needs Python's requests, nothing else
 
 Each check is a function; tests/e2e/test_grafana.py runs the same ones. `check_figures` sends a few
-requests to the app and compares what the dashboards' queries make of them, so nobody else should
-send any to `/cache-me`, `/info` or paths without a route meanwhile.
+requests to the app and compares them with the results of the dashboards' queries. Nobody else
+should send requests to `/cache-me`, `/info` or paths without a route meanwhile.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ FOLDER = "stack"
 
 STEP = 5  # seconds: the scrape interval
 TIMEOUT = 30  # seconds, for one answer
-# What the frontend fills in before it asks; the rest ($__rate_interval) Grafana's server does.
+# Grafana's frontend replaces these before it sends a query; its server replaces $__rate_interval.
 FRONTEND_VALUES = {"$route": ".+", "$instance": ".+", "$busiest": ".+", "$cached": ".+"}
-# Seconds over which the overview's rates by route and by cache status are taken.
+# Seconds: the window of the overview's rates by route and by cache status.
 RATE_WINDOW = 60
 REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
 
 class CheckError(AssertionError):
-    """Something is not as it should be; the message says what was asked and what came."""
+    """A check failed; the message names the request and what it returned."""
 
 
 def expect(condition: object, message: str) -> None:
@@ -54,11 +54,11 @@ class Grafana:
         self.url = url
 
     def ask(self, method: str, path: str, **options: Any) -> requests.Response:  # noqa: ANN401
-        """One request, whatever the answer's status."""
+        """Send a request; its answer may have any status."""
         return requests.request(method, self.url + path, timeout=TIMEOUT, **options)
 
     def get(self, path: str) -> Any:  # noqa: ANN401
-        """The JSON that a path answers with.
+        """The JSON that a path returns.
 
         Raises:
             CheckError: the status is not 200.
@@ -74,7 +74,7 @@ class Grafana:
 
         Args:
             expression: PromQL, with Grafana's variables in it.
-            start: Unix time from which to ask, a value every STEP seconds; None for now alone.
+            start: Unix time of the first value, with one every STEP seconds; None for one value.
         """
         for name, value in FRONTEND_VALUES.items():
             expression = expression.replace(name, value)
@@ -112,7 +112,7 @@ def check_health(grafana: Grafana) -> None:
 
 
 def check_dashboards(grafana: Grafana) -> None:
-    """Every dashboard of the repository is there by uid, in its folder, as its file has it."""
+    """Grafana has every dashboard of the repository by uid, in its folder, equal to its file."""
     for uid, file in DASHBOARDS.items():
         found = grafana.get(f"/api/dashboards/uid/{uid}")
         expect(found["meta"]["folderUid"] == FOLDER, f"{uid} is in {found['meta']['folderUid']}")
@@ -146,7 +146,7 @@ def check_alerts(grafana: Grafana, *, within: float = 60) -> None:
 
     Args:
         grafana: the Grafana to ask.
-        within: seconds; a stack that has just started takes some to fire it.
+        within: seconds; a stack that has just started needs some until the alert fires.
     """
 
     def watchdog() -> bool:
@@ -172,18 +172,18 @@ def check_queries(grafana: Grafana) -> None:
 
 
 def check_variable(grafana: Grafana, definition: str) -> None:
-    """The query behind a dashboard's variable is answered; others have none."""
+    """Grafana answers the query of a dashboard's variable, if the variable has one."""
     if found := re.fullmatch(r"label_values\((.+), (\w+)\)", definition):
         path = f"/api/datasources/uid/prometheus/resources/api/v1/label/{found[2]}/values"
         grafana.get(f"{path}?match[]={quote(found[1])}")
     elif found := re.fullmatch(r"query_result\((.+)\)", definition):
         grafana.query(found[1].replace("$__range", "300s"))
     else:
-        expect("(" not in definition, f"what is {definition!r}?")
+        expect("(" not in definition, f"no check for the variable's query {definition!r}")
 
 
 def queries(dashboard: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What asks, and its PromQL: panels and annotations."""
+    """The name and the PromQL of each query, of panels and annotations."""
     for panel in dashboard["panels"]:
         for target in panel.get("targets", []):
             yield panel["title"], target["expr"]
@@ -246,7 +246,7 @@ Answers = Counter[tuple[str, str, str]]  # by route, status and cache status
 
 
 def send(app: str, times: int) -> Answers:
-    """Send hits, misses, answers of Flask's own and 404s; `times` of each kind."""
+    """Send requests for hits, misses, uncached answers of Flask, and 404s; `times` of each kind."""
     new = f"{app}/cache-me?check={time.time_ns()}"
     kinds = {
         "/info": [f"{app}/info"] * times,
@@ -263,7 +263,7 @@ def send(app: str, times: int) -> Answers:
 
 
 def counted(grafana: Grafana) -> Answers:
-    """What nginx's counters say now, through Grafana."""
+    """The current values of nginx's counters, read through Grafana."""
     found = grafana.query(COUNTED)
     return Counter(
         {(each["route"], each["status"], each["cache"]): int(values[-1]) for each, values in found}
@@ -281,7 +281,7 @@ def check_figures(grafana: Grafana, app: str) -> None:
         app: the app's URL, through nginx.
     """
     before = counted(grafana)
-    # A rate needs its series to exist before: so a first few of each kind.
+    # A rate needs a series that exists already, so send a few of each kind first.
     before += send(app, 1)
     wait_for(lambda: counted(grafana) == before, 30, f"{dict(before)} counted")
     started = time.time()
@@ -300,7 +300,7 @@ def check_figures(grafana: Grafana, app: str) -> None:
         expected: Counter[str] = Counter()
         for key, number in sent.items():
             expected[key[place]] += number
-        expected.pop("NONE", None)  # the panel is about requests in which the cache had a say
+        expected.pop("NONE", None)  # the panel shows only cacheable requests
         shown = added_up(grafana, title, started, label)
         for name, number in expected.items():
             expect(
@@ -321,7 +321,7 @@ def added_up(grafana: Grafana, title: str, start: float, label: str) -> dict[str
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, what: str | Callable[[], str]) -> None:
-    """Ask twice a second until the condition holds; CheckError where it does not in time."""
+    """Check twice a second until the condition holds; raise CheckError if it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -332,7 +332,7 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str | Callable
 
 
 def main() -> int:
-    """Run every check; the exit status is 1 where one failed."""
+    """Run every check; the exit status is 1 if one failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--grafana", default="http://localhost:3000", metavar="URL")
     parser.add_argument("--app", metavar="URL", help="through nginx; sends it about 100 requests")

@@ -37,7 +37,7 @@ class Gunicorn:
             "PYTHONPATH": str(ROOT / "tests" / "apps"),
             "WSGI_APP": "gated:app",
             "GUNICORN_BIND": f"127.0.0.1:{port}",
-            # A worker may miss a signal to end while it boots. Then only this ends it.
+            # A worker may miss a signal to end while it boots. Then only this timeout ends it.
             "GUNICORN_GRACEFUL_TIMEOUT": "5",
             # One import of the app for all workers: starts take half the CPU time.
             "GUNICORN_PRELOAD_APP": "true",
@@ -62,11 +62,11 @@ class Gunicorn:
         return metrics["gunicorn_workers"] == metrics["gunicorn_workers_configured"] and self.get()
 
     def get(self, path: str = "/", **options: object) -> requests.Response:
-        """Ask the application."""
+        """Send a GET request to the application."""
         return self.ask("GET", path, **options)
 
     def ask(self, method: str, path: str, **options: object) -> requests.Response:
-        """Ask the application with this method."""
+        """Send a request with this method to the application."""
         return requests.request(method, self.url + path, timeout=60, **options)
 
     @contextlib.contextmanager
@@ -77,7 +77,7 @@ class Gunicorn:
 
         Args:
             times: the number of requests.
-            getters: functions that send them in turn: the `get` of requests or of a session.
+            getters: functions that send them alternately: the `get` of requests or of a session.
         """
         with tempfile.NamedTemporaryFile() as gate, ThreadPoolExecutor(times) as pool:
             url = f"{self.url}/?gate={gate.name}"

@@ -73,7 +73,7 @@ class Terminal:
             assert time.monotonic() < deadline, f"still running:\n{self.text}"
 
     def close(self) -> None:
-        """End the program where it still runs."""
+        """End the program if it still runs."""
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)

@@ -1,4 +1,4 @@
-"""Value mappings: the text and colour of a value. The first mapping that matches counts."""
+"""Value mappings: the text and colour of a value. Grafana uses the first mapping that matches."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Stack overview, the home page: is the stack fine? If not, which route is it, and why?"""
+"""Stack overview, the home page: is the stack fine, and if not, which route fails, and why?"""
 
 from typing import Any
 

@@ -54,7 +54,7 @@ MEANING = (
 
 @dataclasses.dataclass
 class View:
-    """What the reader chose, and how the data is doing."""
+    """What the user chose, and whether the data is current."""
 
     sort: str = "flask"  # one of SORTS
     reverse: bool = False
@@ -67,7 +67,7 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class Canvas:
-    """What it is drawn on; without a height it is as long as it has to be."""
+    """The area to draw on; without a height, the frame is as long as its content."""
 
     symbols: Symbols
     source: str  # where the figures come from
@@ -117,7 +117,7 @@ class _Rows:
     alerts: int
 
     def within(self, lines: int) -> _Rows:
-        """The rows for so many lines: one for each part in rotation, until none is left."""
+        """Share out this many lines: one to each part in rotation, until none is left."""
         wanted = {"routes": self.routes, "alerts": self.alerts, "workers": self.workers}
         given = dict.fromkeys(wanted, 0)
         while lines > 0 and given != wanted:
@@ -190,7 +190,7 @@ def _number(name: str, snapshot: Snapshot, symbols: Symbols) -> Text:
 
 
 def _note(name: str, snapshot: Snapshot, symbols: Symbols, width: int) -> str:
-    """What stands below a number of the top line."""
+    """The text below a number of the top line."""
     limit = snapshot.headline[name].limit
     if name == "p95_seconds":
         return _shortened(symbols.text(snapshot.slowest_route), width, symbols)
@@ -292,7 +292,7 @@ def _queue(snapshot: Snapshot, symbols: Symbols) -> Text:
         else:
             text.append_text(_figure(figure, words.seconds(figure.value), ""))
     text.append("  Backlog ", TITLE)
-    # The fullest listener, since each can hold so many.
+    # The fullest listener, since each has a limit of its own.
     fullest = max(snapshot.backlog, key=lambda each: each.connections.value or 0, default=None)
     if fullest is None:
         text.append(symbols.dash)

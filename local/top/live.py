@@ -23,7 +23,7 @@ from local.top.options import SORTS, WINDOWS
 from local.top.prometheus import Prometheus, PrometheusError
 from local.top.snapshot import HISTORY, POINTS, Snapshot, history, take
 
-REFRESH = 2.0  # seconds; Prometheus has something new every 5
+REFRESH = 2.0  # seconds; Prometheus scrapes every 5
 TICK = 0.2  # seconds between looks at the clock and the size of the terminal
 PAGE = 10  # routes
 KEYS = {
@@ -46,7 +46,7 @@ class Source:
     """The newest snapshot, and why there is none since.
 
     Args:
-        prometheus: whom to ask.
+        prometheus: the server to query.
         window: of the rates; may be set at any time.
     """
 
@@ -84,13 +84,13 @@ class Source:
                 self.problem = ""
             except PrometheusError as error:
                 self.problem = str(error)
-            # With hundreds of routes it takes Prometheus a while: no more than a third of its time.
+            # With hundreds of routes queries take long: use at most a third of Prometheus' time.
             pause = max(REFRESH, 2 * (time.monotonic() - begin))
 
     def _update(self) -> None:
         now, window = time.time(), self.window
         snapshot = take(self._prometheus, window, now)
-        # It has a new point now and then only.
+        # The history gets a new point only once in each step.
         step = HISTORY[window] / POINTS
         if self._history_of != (window, now // step):
             self.history = history(self._prometheus, window, now)
@@ -101,7 +101,7 @@ class Source:
 def run(
     console: Console, prometheus: Prometheus, view: View, window: str, symbols: words.Symbols
 ) -> None:
-    """Show the live view until its reader quits.
+    """Show the live view until its user quits.
 
     Raises:
         PrometheusError: Prometheus does not answer at the start; later, the view says so.
@@ -195,7 +195,7 @@ def _keyboard() -> Iterator[threading.Event]:
 
 
 def _suspend(live: Live) -> None:
-    """Give the terminal back to the shell, as Ctrl-Z asks, until the shell goes on with this."""
+    """After Ctrl-Z, give the terminal to the shell until the shell continues this process."""
     standard_input = sys.stdin.fileno()
     settings = termios.tcgetattr(standard_input)
     live.stop()

@@ -15,9 +15,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--once", action="store_true", help="print one frame as text")
     parser.add_argument("--json", action="store_true", help="print one frame as JSON")
     parser.add_argument("--svg", metavar="FILE", help="write one frame to a file, as a picture")
-    parser.add_argument("--window", choices=WINDOWS, default="1m", help="1m unless given")
+    parser.add_argument("--window", choices=WINDOWS, default="1m", help="default: 1m")
     parser.add_argument(
-        "--sort", choices=SORTS, default="flask", help="of the routes; flask unless given"
+        "--sort",
+        choices=SORTS,
+        default="flask",
+        help="column to sort the routes by; default: flask",
     )
     parser.add_argument("--ascii", action="store_true", help="draw without Unicode characters")
     parser.add_argument(

@@ -22,8 +22,8 @@ from generator.signals.routes import COLUMNS, P95_LIMIT, Column
 # Seconds that the history covers, by window; it has POINTS values.
 HISTORY = {"1m": 15 * 60, "5m": 3600, "1h": 6 * 3600}
 POINTS = 30
-# Seconds that a snapshot looks back: what was scraped by then is stored, so that all queries of it,
-# and everyone who asks again, get the same answers.
+# Seconds that a snapshot looks back. By then, everything scraped is stored, so all queries of a
+# snapshot, and the same queries later, get the same answers.
 LAG = 1.0
 # Not routes of the application: they come last, however they are sorted.
 LAST_ROUTES = ("unmatched", "none", "overflow")
@@ -226,7 +226,7 @@ def history(prometheus: Prometheus, window: str, time: float) -> dict[str, list[
         PrometheusError: it does not answer.
     """
     step = HISTORY[window] / POINTS
-    end = time // step * step  # the same moments each time, so that a value stays as it is
+    end = time // step * step  # the same moments each time, so that a value does not change
     start = end - HISTORY[window] + step
 
     def course(each: _Headline) -> list[float | None]:
@@ -246,7 +246,7 @@ def ordered(routes: Iterable[Route], key: str, *, reverse: bool) -> list[Route]:
     Args:
         routes: in any order.
         key: the column.
-        reverse: the other way round; what has no number, and what is no route, stays last.
+        reverse: reverse the order; rows without a number, and rows that are not routes, stay last.
     """
     by_name = sorted(routes, key=lambda route: route.name)
     if key == "route":

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 
 MINUTE, HOUR, DAY = 60, 3600, 86400
 HUNDRED, TEN = 100, 10
-LEAST, MOST = 0.01, 99.99  # percent: nothing but 0 and 1 is rounded to 0 % and 100 %
+LEAST, MOST = 0.01, 99.99  # percent: only the ratios 0 and 1 show as 0 % and 100 %
 
 
 @dataclasses.dataclass(frozen=True)
 class Symbols:
-    """The characters of a terminal that has Unicode, or of one that has not."""
+    """The characters of a terminal with Unicode, or of one without."""
 
     spark: str
     full: str
@@ -26,7 +26,7 @@ class Symbols:
     unicode: bool
 
     def text(self, value: str) -> str:
-        """A name out of Prometheus, without what the terminal can't show or would obey."""
+        """A name from Prometheus; `?` for what the terminal can't show, and for control codes."""
         shown = "".join(character if character.isprintable() else "?" for character in value)
         return shown if self.unicode else shown.encode("ascii", "replace").decode()
 
@@ -112,7 +112,7 @@ def size(value: float) -> str:
 
 
 def clock(moment: float, now: float) -> str:
-    """A Unix time on this machine's clock; with the date where it is not of the last day."""
+    """A Unix time on this machine's clock; with the date if it is more than a day ago."""
     form = "%H:%M:%S" if now - moment < DAY else "%Y-%m-%d %H:%M"
     return time.strftime(form, time.localtime(moment))
 

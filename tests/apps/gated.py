@@ -1,4 +1,4 @@
-"""The app of faulty.py, with requests that last until the test releases them, and ones that fail.
+"""The app of faulty.py, and requests that last until the test releases them or that raise.
 
 `?gate=PATH` holds a request as long as that file exists. `?raise=TEXT` logs TEXT and raises it.
 `?break=TEXT` streams TEXT, and then raises.

@@ -47,5 +47,5 @@ def info() -> Response:
 @app.get("/flask-health-check")
 @metrics.do_not_track()
 def health_check() -> str:
-    """Answer the health check. It is no traffic, so it is not counted."""
+    """Answer the health check. It is not traffic, so it is not counted."""
     return "success"

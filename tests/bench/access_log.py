@@ -1,10 +1,10 @@
-"""What counting every request costs: nginx and the reader of its metrics log, per cached hit.
+"""The CPU time that it costs to count a request, in nginx and in the reader of its metrics log.
 
 One nginx worker answers from its cache on three ports: without a metrics log, with one that
 nginx-access-exporter reads, and with one that mtail reads. The three alternate under wrk, so that a
-busy machine slows all of them: compare the rows of one run only. CPU times are the kernel's
-nanosecond clocks of the processes. Both readers are scraped once a round, as Prometheus would every
-five seconds, and must have counted every request.
+busy machine slows all of them: compare the rows of one run only. CPU times are from the kernel's
+clocks of the processes, which count nanoseconds. Each round scrapes both readers once, as
+Prometheus would every five seconds, and checks that they have counted every request.
 
 Needs nginx, wrk and mtail (Debian has all three) and the exporter's requirements:
 
@@ -69,7 +69,7 @@ http {{
 
 
 class Measured:
-    """Per variant and round, the CPU time of nginx and of the reader for a request, in us."""
+    """By variant, for each round: the CPU time of nginx and of the reader for a request, in us."""
 
     def __init__(self) -> None:
         self.nginx: dict[str, list[float]] = {name: [] for name in VARIANTS}
@@ -96,10 +96,10 @@ class Watch(threading.Thread):
 
 
 def main() -> None:
-    """Print one table and what was left in memory."""
+    """Print one table, and how much memory the log and the readers took."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--seconds", type=int, default=5, help="of load, a variant and round")
+    parser.add_argument("--seconds", type=int, default=5, help="of load per variant and round")
     arguments = parser.parse_args()
     for program in ("nginx", "wrk", "mtail"):
         if shutil.which(program) is None:
@@ -151,7 +151,7 @@ def run(folder: Path, stack: ExitStack, rounds: int, seconds: int) -> None:
             if name in readers:
                 wait_until_counted(name, total[name])
             reader_cpu = cpu(readers[name]) - reader_before if name in readers else 0.0
-            if number:  # the first warms up
+            if number:  # round 0 only warms up
                 measured.nginx[name].append(nginx_cpu / requests * 1e6)
                 measured.reader[name].append(reader_cpu / requests * 1e6)
                 measured.rate[name].append(rate)
@@ -173,7 +173,7 @@ def run(folder: Path, stack: ExitStack, rounds: int, seconds: int) -> None:
 
 
 def print_table(measured: Measured) -> None:
-    """Medians over the rounds; what is added, and the ratio, of each round's own values."""
+    """Print medians over the rounds; differences and ratios are taken within each round."""
     bare = measured.nginx["no metrics log"]
     print("| reader | requests/s | nginx, us/request | added by the log | reader, us/line |")
     print("| --- | --- | --- | --- | --- |")
@@ -192,7 +192,7 @@ def print_table(measured: Measured) -> None:
 
 
 def load(port: int, seconds: int) -> tuple[int, float]:
-    """Ask for one cached URL as fast as can be: how many requests, and how many a second."""
+    """Request one cached URL as fast as possible; return the requests, and those per second."""
     output = subprocess.run(
         ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", f"http://127.0.0.1:{port}/cache-me"],
         check=True,
@@ -207,7 +207,7 @@ def load(port: int, seconds: int) -> tuple[int, float]:
 
 
 def wait_until_counted(name: str, requests: int) -> None:
-    """Wait until the reader has every request; wrk leaves some unfinished ones behind."""
+    """Wait, and check that the reader has every request that wrk counted (wrk omits its last)."""
     time.sleep(2)  # nginx writes its buffer after one second, and no scrape should be wasted
     lines = 0.0
     for line in scrape(READER_PORTS[name]).splitlines():
@@ -218,7 +218,7 @@ def wait_until_counted(name: str, requests: int) -> None:
 
 
 def cpu(process: subprocess.Popen[bytes] | int) -> float:
-    """Seconds of CPU time of a process, all threads. clock_getcpuclockid(3) makes ids so."""
+    """Seconds of CPU time of a process, all threads; computes the id as clock_getcpuclockid(3)."""
     pid = process if isinstance(process, int) else process.pid
     return time.clock_gettime(~pid << 3 | 2)
 
@@ -265,15 +265,15 @@ def start_nginx(folder: Path, logs: dict[str, Path]) -> Iterator[int]:
 
 @contextmanager
 def start(*command: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program until the end of the context; what it says is seen only if it ends early."""
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(command, stdout=said, stderr=said)
+    """Run a program until the end of the context; print its output only if it ends early."""
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output)
         try:
             yield process
         finally:
             if process.poll() is not None:
-                said.seek(0)
-                print(said.read().decode(errors="replace"), file=sys.stderr)
+                output.seek(0)
+                print(output.read().decode(errors="replace"), file=sys.stderr)
             process.terminate()
             process.wait()
 

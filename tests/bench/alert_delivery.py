@@ -1,9 +1,9 @@
-"""Alerts in real time: ten quiet minutes, then how long a miss storm takes to the receiver.
+"""Alerts in real time: which fire in ten quiet minutes, and when a miss storm is reported.
 
 Starts a stack with the project's own rules and settings and a webhook in this process. First it
-gets mixed traffic, during which nothing but Watchdog may fire. Then, twice, all requests for
-/cache-me miss the cache: at the rate of the hits before, and at a small part of it, so that the
-share of misses takes nearly the whole window of 5 minutes to pass the threshold. Half an hour:
+gets mixed traffic, during which only Watchdog may fire. Then, twice, all requests for /cache-me
+miss the cache: at the rate of the hits before, and at a small part of that rate, so that the share
+of misses takes nearly the whole window of 5 minutes to pass the threshold. Takes half an hour:
 
     python -m tests.bench.alert_delivery [--kind local|compose] [--minutes 10]
 """
@@ -76,17 +76,15 @@ def mixed_traffic(stack: Stack) -> Iterator[None]:
 
 
 def storm(stack: Stack, receivers: Receivers, clients: int) -> float:
-    """Seconds from the first miss to the message, after a window of nothing but hits."""
+    """Seconds from the first miss to the message, after a window with only hits."""
     with contextlib.ExitStack() as hits:
         for _ in range(clients):
             hits.enter_context(traffic(stack, "/cache-me"))
         time.sleep(WINDOW + SLACK)
-    told_before = len(receivers.alerts(NAME, "firing"))
+    before = len(receivers.alerts(NAME, "firing"))
     start = time.monotonic()
     with traffic(stack, "/cache-me", busting=True):
-        wait_until(
-            lambda: len(receivers.alerts(NAME, "firing")) > told_before, 2 * LIMIT, f"{NAME}"
-        )
+        wait_until(lambda: len(receivers.alerts(NAME, "firing")) > before, 2 * LIMIT, f"{NAME}")
         seconds = time.monotonic() - start
     with traffic(stack, "/cache-me"):
         wait_until(lambda: not stack.query(f'ALERTS{{alertname="{NAME}"}}'), 2 * LIMIT, "its end")

@@ -1,12 +1,12 @@
-"""How far percentiles on the dashboards are from the truth, and what the histograms cost.
+"""The errors of the percentiles on the dashboards, and the cost of the histograms.
 
-Accuracy: nginx-access-exporter reads a log whose times are known, Prometheus scrapes it and
-evaluates the project's own rules, and their percentiles are compared with the exact ones of the
+Accuracy: nginx-access-exporter reads a log whose times are known, Prometheus scrapes the exporter
+and evaluates the project's own rules. Their percentiles are compared with the exact ones of the
 log. Each kind of time is a route of its own.
 
-Cost: the same pipeline with 10 and 100 routes, of which every third is cached, and all of which get
-requests all the time. Measured with the buckets of this version and, for comparison, with the
-coarse ones for every histogram.
+Cost: the same pipeline with 10 and 100 routes. Every third route is cached, and all get requests
+all the time. Measured with the buckets of this version and, for comparison, with the coarse ones
+for every histogram.
 
 Needs prometheus and the exporter's requirements:
 
@@ -98,7 +98,7 @@ def measure_accuracy(requests: int) -> None:
         for kind, seconds in KINDS.items()
     }
     with Pipeline(interval=1) as pipeline:
-        # A first request of each, since a rate misses what a new series counted before its first
+        # First a request of each, since a rate misses what a new series counted before its first
         # scrape.
         pipeline.write(line(kind, values[0]) for kind, values in times.items())
         pipeline.wait_for_scrapes(3)
@@ -153,7 +153,7 @@ def measure_cost(seconds: int) -> None:
 def cost(pipeline: Pipeline, routes: int, seconds: int) -> list[str]:
     """Send traffic and return the row of the table."""
     source = random.Random(1)  # noqa: S311
-    scrapes, groups = [], []  # of these the lowest count: other work on the machine only adds
+    scrapes, groups = [], []  # the lowest counts, since other work on the machine only adds time
     pipeline.wait_for_scrapes(2)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -166,7 +166,7 @@ def cost(pipeline: Pipeline, routes: int, seconds: int) -> list[str]:
         pipeline.wait_for_scrapes(2)
         if pipeline.query("up") != 1:
             sys.exit("the exporter was not scraped in time: the machine is too busy to measure")
-        if not scrapes:  # the histograms are there from now on
+        if not scrapes:  # from now on, the histograms exist
             scrapes, groups = [math.inf], [math.inf]
             continue
         scrapes.append(pipeline.query("scrape_duration_seconds") * 1000)
@@ -194,7 +194,7 @@ def cost(pipeline: Pipeline, routes: int, seconds: int) -> list[str]:
 
 
 def cpu(process: subprocess.Popen[bytes]) -> float:
-    """Seconds of CPU time of a process, all threads: clock_getcpuclockid(3) makes ids so."""
+    """Seconds of CPU time of a process, all threads; computes the id as clock_getcpuclockid(3)."""
     return time.clock_gettime(~process.pid << 3 | 2)
 
 
@@ -291,7 +291,7 @@ class Pipeline:
 
 
 def free_port() -> int:
-    """A port nobody listens on."""
+    """A port that no program listens on."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
 
@@ -304,7 +304,7 @@ def wait_for(condition: Callable[[], object]) -> None:
             if condition():
                 return
         time.sleep(0.1)
-    sys.exit("the pipeline does not get on")
+    sys.exit("the pipeline does not answer, or does not scrape")
 
 
 if __name__ == "__main__":

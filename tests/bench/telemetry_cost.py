@@ -1,7 +1,7 @@
-"""The cost of the telemetry per request: one application bare, with the library's, and with ours.
+"""The cost of the telemetry per request: an application without, with the library's, with ours.
 
-Needs wrk, and the packages of flask/requirements.txt. The three run side by side and take turns
-under load, so that a noisy machine slows all of them: compare only numbers of the same run. The
+Needs wrk, and the packages of flask/requirements.txt. The three run side by side and get load
+alternately, so that a busy machine slows all of them: compare only numbers of the same run. The
 cost is the workers' CPU time; wall-clock time would include wrk and other processes.
 
     python tests/bench/telemetry_cost.py [--rounds 30] [--seconds 1]
@@ -91,7 +91,7 @@ def main() -> None:
         for round_number in range(arguments.rounds + 1):
             for name, (port, arbiter) in servers.items():
                 cost = _load(port, arbiter, arguments.seconds)
-                if round_number:  # the first warms up
+                if round_number:  # round 0 only warms up
                     costs[name].append(cost)
     _print(costs)
 

@@ -65,7 +65,7 @@ def _is_stuck(metrics: dict[str, float]) -> bool:
 
 
 def _compare(states: dict[str, Gunicorn], scrapes: int) -> Iterator[float]:
-    """Scrape all in turn; print a row for each, and return the medians in milliseconds."""
+    """Scrape all alternately; print a row for each, and return the medians in milliseconds."""
     milliseconds: dict[str, list[float]] = {state: [] for state in states}
     for _ in range(scrapes):
         for state, running in states.items():

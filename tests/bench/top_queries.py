@@ -1,8 +1,8 @@
-"""What a refresh of ./stack top costs Prometheus with many routes, by window, in CPU seconds.
+"""The CPU seconds that a refresh of ./stack top costs Prometheus, with many routes, by window.
 
 PYTHONPATH=. .local/venv/bin/python tests/bench/top_queries.py [ROUTES]
 
-Fills a Prometheus with an hour of two cache statuses for each route, then asks as top does.
+Fills a Prometheus with an hour of two cache statuses for each route, then sends top's queries.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def prometheus(folder: Path) -> Iterator[tuple[Prometheus, int]]:
 
 
 def measured(pid: int, action: Callable[[], object]) -> float:
-    """The median CPU seconds that an action costs a process: other load changes it little."""
+    """The median CPU seconds that an action costs a process; other load hardly changes them."""
 
     def used() -> float:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -107,7 +107,7 @@ def measured(pid: int, action: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    """Print CPU seconds of Prometheus, a window a line."""
+    """Print CPU seconds of Prometheus, one line for each window."""
     routes = int(sys.argv[1]) if len(sys.argv) > 1 else 100
     end = int(time.time())
     with tempfile.TemporaryDirectory() as name:

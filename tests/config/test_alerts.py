@@ -29,7 +29,7 @@ RULES: list[dict[str, Any]] = [
     for rule in group["rules"]
 ]
 ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
-# The numbers of promtool's tests and of docs/alerts.md, so that changing one's own fails no test.
+# The numbers of promtool's tests and of docs/alerts.md: a user can change others without a failure.
 SHIPPED_THRESHOLDS: list[dict[str, Any]] = [
     rule
     for group in yaml.safe_load((PROMETHEUS / "tests" / "thresholds.yml").read_text())["groups"]
@@ -49,7 +49,7 @@ every_alert = pytest.mark.parametrize("name", ALERTS)
 
 
 def run(*command: str | Path, env: dict[str, str] | None = None) -> str:
-    """What a command prints; the test fails, with what it says, where the command does."""
+    """Run a command and return its output; if it fails, fail the test with the output."""
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env=os.environ | (env or {})
     )
@@ -78,7 +78,7 @@ def test_alert_has_its_labels_and_annotations(name: str) -> None:
 
 @every_alert
 def test_alert_reads_its_numbers_from_thresholds(name: str) -> None:
-    """A number beside a comparison would be in a second place: only 0 and 1 mean themselves."""
+    """Each number is in thresholds.yml only; an expression may compare with 0 and 1."""
     numbers = re.findall(r"[<>=]=?\s*([+-]?\d[\d.e+-]*)", ALERTS[name]["expr"])
     assert set(numbers) <= {"0", "1"}
 
@@ -90,8 +90,8 @@ def test_alert_reads_only_thresholds_and_records_that_exist(name: str) -> None:
     assert read <= recorded
 
 
-def test_prometheus_keeps_every_metric_of_the_servers_that_something_reads() -> None:
-    """Those of Prometheus, Alertmanager and Grafana; of the other jobs it keeps all."""
+def test_prometheus_keeps_every_server_metric_that_is_read() -> None:
+    """The servers are Prometheus, Alertmanager and Grafana; other jobs keep all their metrics."""
     jobs = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["scrape_configs"]
     kept = {
         job["job_name"]: job["metric_relabel_configs"][0]["regex"]
@@ -141,17 +141,17 @@ def test_rules_and_their_tests_have_the_same_thresholds() -> None:
     assert names(RULES) == names(SHIPPED_THRESHOLDS)
 
 
-def test_every_threshold_that_rules_read_is_missed_when_it_is_missing() -> None:
+def test_threshold_missing_covers_every_threshold_that_rules_read() -> None:
     read = {
         name for rule in RULES for name in re.findall(r"\bthreshold:([a-z0-9_]+)", rule["expr"])
     }
     assert read
-    missed = ALERTS["ThresholdMissing"]["expr"]
-    assert {name for name in read if not re.search(rf'"{name}[ "]', missed)} == set()
+    covered = ALERTS["ThresholdMissing"]["expr"]
+    assert {name for name in read if not re.search(rf'"{name}[ "]', covered)} == set()
 
 
 @pytest.mark.parametrize("path", TEST_FILES, ids=lambda path: path.name)
-def test_promtools_tests_do_not_depend_on_ones_own_thresholds(path: Path) -> None:
+def test_promtools_tests_do_not_depend_on_a_users_thresholds(path: Path) -> None:
     assert "../rules/thresholds.yml" not in yaml.safe_load(path.read_text())["rule_files"]
 
 
@@ -183,7 +183,7 @@ def test_runbook_url_leads_to_a_section_with_every_part(name: str) -> None:
     assert re.search(r"[Pp]anels?\s+<em>", section) or name == "GrafanaDown"
 
 
-def test_every_runbook_is_of_an_alert() -> None:
+def test_every_runbook_belongs_to_an_alert() -> None:
     assert list(RUNBOOKS) == list(ALERTS)
 
 
@@ -212,7 +212,7 @@ def test_panels_that_runbooks_name_exist() -> None:
     assert named <= titles
 
 
-def test_documented_table_has_what_the_rules_say() -> None:
+def test_documented_table_agrees_with_the_rules() -> None:
     table = re.findall(
         r"^\| \[(\w+)\]\(runbooks\.html#(\w+)\) \| (.+?) \| (.+?) \| (\w+) \|$",
         (ROOT / "docs/alerts.md").read_text(),
@@ -226,7 +226,7 @@ def test_documented_table_has_what_the_rules_say() -> None:
         assert severity == alert["labels"]["severity"]
         duration = re.search(r", for (\w+)$", fires_at)
         assert (duration and duration[1]) == alert.get("for")
-        if name == "ThresholdMissing":  # names every threshold and compares with none
+        if name == "ThresholdMissing":  # it names every threshold, and compares with none
             continue
         for number in threshold_numbers(alert["expr"]):
             assert re.search(rf"(?<![\d.]){re.escape(number)}(?![\d.])", fires_at), (name, number)
@@ -308,15 +308,15 @@ def test_without_settings_no_receiver_is_on(started: Callable[..., str], tmp_pat
 
 def test_each_setting_switches_its_receiver_on(started: Callable[..., str], tmp_path: Path) -> None:
     started("true", secrets=SECRETS, env=EMAIL)
-    told = receivers(tmp_path)
-    assert set(told["page"]) == {"webhook_configs", "slack_configs", "email_configs"}
-    assert told["ticket"] == told["page"]
-    assert told["page"]["webhook_configs"][0]["url"] == SECRETS["alert_webhook_url"]
-    assert told["page"]["slack_configs"][0]["api_url"] == SECRETS["alert_slack_url"]
-    assert told["page"]["email_configs"][0]["smarthost"] == EMAIL["ALERT_SMTP_HOST"]
-    assert told["page"]["email_configs"][0]["auth_password"] == SECRETS["alert_smtp_password"]
-    assert told["watchdog"]["webhook_configs"][0]["url"] == SECRETS["alert_watchdog_url"]
-    assert told["nobody"] == {}
+    found = receivers(tmp_path)
+    assert set(found["page"]) == {"webhook_configs", "slack_configs", "email_configs"}
+    assert found["ticket"] == found["page"]
+    assert found["page"]["webhook_configs"][0]["url"] == SECRETS["alert_webhook_url"]
+    assert found["page"]["slack_configs"][0]["api_url"] == SECRETS["alert_slack_url"]
+    assert found["page"]["email_configs"][0]["smarthost"] == EMAIL["ALERT_SMTP_HOST"]
+    assert found["page"]["email_configs"][0]["auth_password"] == SECRETS["alert_smtp_password"]
+    assert found["watchdog"]["webhook_configs"][0]["url"] == SECRETS["alert_watchdog_url"]
+    assert found["nobody"] == {}
 
 
 def test_amtool_accepts_the_configuration_with_and_without_receivers(
@@ -327,13 +327,13 @@ def test_amtool_accepts_the_configuration_with_and_without_receivers(
     run("amtool", "check-config", tmp_path / "alertmanager.yml")
 
 
-def test_email_that_is_set_by_half_ends_the_start(started: Callable[..., str]) -> None:
+def test_incomplete_email_settings_end_the_start(started: Callable[..., str]) -> None:
     with pytest.raises(AssertionError, match=r"so set ALERT_SMTP_HOST in \.env too"):
         started("true", env=EMAIL | {"ALERT_SMTP_HOST": ""})
 
 
 @pytest.mark.parametrize("text", ["hooks.example.com/secret", "https://example.com/a secret"])
-def test_url_that_is_none_ends_the_start_and_is_not_shown(
+def test_malformed_url_ends_the_start_and_is_not_shown(
     started: Callable[..., str], text: str
 ) -> None:
     with pytest.raises(AssertionError, match="there is no URL in ") as failure:
@@ -342,7 +342,7 @@ def test_url_that_is_none_ends_the_start_and_is_not_shown(
     assert text not in str(failure.value)
 
 
-def test_values_are_taken_as_they_stand(started: Callable[..., str], tmp_path: Path) -> None:
+def test_values_are_taken_literally(started: Callable[..., str], tmp_path: Path) -> None:
     odd = r"""it's "$HOME" `id` \n \\ # {{ }} %s"""
     email = EMAIL | {"ALERT_EMAIL_TO": "o'brien@example.com", "ALERT_SMTP_USERNAME": odd}
     started("true", secrets={"alert_smtp_password": odd}, env=email)
@@ -351,7 +351,7 @@ def test_values_are_taken_as_they_stand(started: Callable[..., str], tmp_path: P
     assert config["auth_username"] == config["auth_password"] == odd
 
 
-def test_receivers_of_ones_own_are_taken_literally(tmp_path: Path) -> None:
+def test_a_users_receivers_are_taken_literally(tmp_path: Path) -> None:
     """Alertmanager's templates have `$` variables, too."""
     shutil.copytree(PROMETHEUS, tmp_path / "prometheus")
     odd = r"""{{ $n := len .Alerts }}{{ $n }} $HOME $(id) `id` ${NOT_OURS} \1 & 'quoted'"""
@@ -375,7 +375,9 @@ def test_receiver_whose_file_is_missing_ends_the_start(
         started("true", secrets=SECRETS, env={"ALERTMANAGER_CONFIG": str(config)})
 
 
-def test_secrets_as_editors_leave_them(started: Callable[..., str], tmp_path: Path) -> None:
+def test_editors_backups_and_line_ends_are_ignored(
+    started: Callable[..., str], tmp_path: Path
+) -> None:
     url = SECRETS["alert_slack_url"]
     backups = {"alert_slack_url~": "old", "alert_slack_url.bak": "old", "alert_webhook_url.1": ""}
     started("true", secrets=backups | {"alert_slack_url": f"\n{url}\r"})
@@ -390,7 +392,7 @@ def test_secret_without_a_value_ends_the_start(started: Callable[..., str], text
 
 
 @pytest.mark.parametrize("unreadable", ["", "alert_slack_url"], ids=["folder", "file"])
-def test_secret_that_may_not_be_read_ends_the_start(unreadable: str) -> None:
+def test_unreadable_secret_ends_the_start(unreadable: str) -> None:
     script = PROMETHEUS / "alertmanager.sh"
     with tempfile.TemporaryDirectory() as folder, script.open() as text:
         Path(folder).chmod(0o755)
@@ -449,7 +451,7 @@ def test_inhibition_names_alerts_that_exist(side: str) -> None:
 
 
 def split_alternatives(pattern: str) -> list[str]:
-    """The alternatives of a regular expression, those within brackets multiplied out."""
+    """The strings that a regular expression of alternatives matches, groups expanded."""
     group = re.search(r"\(([^()]*)\)", pattern)
     if not group:
         return pattern.split("|")
@@ -460,7 +462,7 @@ def split_alternatives(pattern: str) -> list[str]:
     ]
 
 
-def test_what_inhibits_fires_before_what_it_inhibits() -> None:
+def test_inhibiting_alerts_fire_before_the_alerts_that_they_inhibit() -> None:
     """Otherwise Alertmanager sends the consequence first."""
     seconds = {
         name: {"s": 1, "m": 60}[duration[-1]] * int(duration[:-1])

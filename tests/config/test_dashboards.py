@@ -1,7 +1,7 @@
-"""The dashboards' JSON: current, well laid out, kept to the conventions, and fitting what loads it.
+"""The dashboards' JSON: current, without layout gaps, by convention, and loadable by Grafana.
 
-The rules of grafana/dashboard-linter that apply are among these tests, under the names they have
-there. Those on `job` do not apply: a metric belongs to one job, so its name already says which.
+Some tests are rules of grafana/dashboard-linter, and have the linter's names for them. Its rules on
+`job` do not apply: each metric belongs to one job, so the metric's name identifies the job.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ UIDS = {"stack-overview", "route", "monitoring"}
 # Ids of Grafana's value formats.
 UNITS = {"Bps", "bytes", "percentunit", "reqps", "s", "short"}
 
-# Windows that are part of what the signal means, whatever the time range.
+# Windows that belong to the definition of a signal, and do not depend on the time range.
 FIXED_WINDOWS = {
     "In flight by worker": {"30s"},
     "Malformed lines": {"5m"},
@@ -69,7 +69,7 @@ each_panel = pytest.mark.parametrize(
 )
 
 
-def test_the_json_is_what_the_python_writes() -> None:
+def test_the_json_is_up_to_date() -> None:
     written = {f"{each['uid']}.json": generate.render(each) for each in generate.dashboards()}
     assert {path.name: path.read_text() for path in FILES} == written, (
         "stale: run `python3 grafana/generate.py`"
@@ -125,7 +125,7 @@ def test_panel_ids_and_titles_do_not_clash(dashboard: Dashboard) -> None:
 @each_panel
 def test_panel_title_description_rule(panel: Panel) -> None:
     assert panel["title"]
-    # What it shows, what is normal, what to do: that is more than one sentence.
+    # What it shows, what is normal, and what to do need more than one sentence.
     assert len(re.findall(r"[.?](?:\s|$)", panel["description"])) >= 2
 
 
@@ -162,7 +162,7 @@ def test_panel_datasource_rule(dashboard: Dashboard) -> None:
 
 @each_dashboard
 def test_template_instance_rule(dashboard: Dashboard) -> None:
-    """As for route: where a query filters by a variable, the dashboard has it, with an All."""
+    """Also for `route`: a dashboard has each variable that its queries filter by, with an All."""
     used = {name for expr in expressions(dashboard) for name in re.findall(r'=~"\$(\w+)"', expr)}
     queried = [v for v in dashboard["templating"]["list"] if v["type"] == "query"]
     choices = {v["name"]: v for v in queried if not v["hide"]}
@@ -201,7 +201,7 @@ def test_counters_are_read_as_rates(panel: Panel) -> None:
 
 
 @each_panel
-def test_series_are_named_not_dumped(panel: Panel) -> None:
+def test_every_series_has_a_legend(panel: Panel) -> None:
     if panel["type"] == "table":
         return
     assert all(target["legendFormat"] for target in panel["targets"])
@@ -244,7 +244,7 @@ def test_a_name_has_one_colour_on_all_panels() -> None:
 
 
 @each_dashboard
-def test_links_between_dashboards_lead_somewhere_and_keep_time_and_variables(
+def test_links_between_dashboards_resolve_and_keep_time_and_variables(
     dashboard: Dashboard,
 ) -> None:
     for url in re.findall(r'"url": "(/d/[^"]+)"', json.dumps(dashboard)):
@@ -335,7 +335,7 @@ def test_grafana_finds_provisioning_settings_and_dashboards_in_its_container() -
 
 
 def test_every_variable_grafana_expands_is_set() -> None:
-    """It knows no defaults: an unset one is an empty string."""
+    """Grafana has no defaults for them: an unset variable expands to an empty string."""
     files = [GRAFANA / "grafana.ini", *(GRAFANA / "provisioning").rglob("*.yml")]
     text = "\n".join(path.read_text() for path in files)
     used = set(re.findall(r"\$\{(\w+)\}", re.sub(r"(?m)^\s*#.*", "", text)))

@@ -56,7 +56,7 @@ def without_code(markdown: str) -> str:
 
 
 def links(path: Path) -> list[str]:
-    """Where a document's links lead, as they are written."""
+    """The targets of a document's links, as they are written."""
     text = path.read_text()
     if path.suffix == ".html":
         return Html(text).links
@@ -64,7 +64,7 @@ def links(path: Path) -> list[str]:
 
 
 def anchors(path: Path) -> list[str]:
-    """The fragments that lead to a document's parts; in Markdown, as forges make them."""
+    """The fragments of a document's parts; in Markdown, those that forges make from headings."""
     text = path.read_text()
     if path.suffix == ".html":
         return Html(text).anchors
@@ -74,7 +74,7 @@ def anchors(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=named)
-def test_links_lead_somewhere(path: Path) -> None:
+def test_links_resolve(path: Path) -> None:
     broken = []
     for link in links(path):
         if re.match(
@@ -126,7 +126,7 @@ def table(document: str, *columns: str) -> list[list[str]]:
 
 
 def published(ports: list[str]) -> dict[str, str]:
-    """How compose.yaml publishes the container's ports, in the words of the document's table."""
+    """How compose.yaml publishes the container's ports, as the document's table writes it."""
     found = {}
     for text in ports:
         line = re.fullmatch(r"(127\.0\.0\.1:)?\$\{\w+:-([\d-]+)\}:(\d+)", text)
@@ -195,7 +195,7 @@ def test_settings_that_the_readme_names_are_where_it_says() -> None:
     assert len(rows) == len(text.splitlines()) - 1
     for change, place in rows:
         path = ROOT / place
-        # Compose and local processes hand on more variables than .env lists.
+        # Compose and local processes pass more variables on than .env lists.
         files = [path] if path.is_file() else tracked(f"{path.parent.relative_to(ROOT)}/*")
         files += [ROOT / "compose.yaml"] if place == ".env" else []
         content = "\n".join(each.read_text() for each in files)
@@ -268,7 +268,7 @@ BANNED = {
     r"\bby way of\b": "through",
     r"\bfor ever\b": "forever, or say how long",
 }
-# Not prose, or not ours: the rules above are in this file; locks and pictures are made by tools.
+# Not read: this file contains the patterns, and tools make the lock files and pictures.
 UNREAD = re.compile(r"requirements\.txt$|\.png$|^LICENSE$|^tests/config/test_documents\.py$")
 
 

@@ -1,4 +1,4 @@
-"""Alerts, from the failure to the messages that say when it begins and when it is over.
+"""Alerts, from the failure to the messages that report its begin and its end.
 
 The stack runs copies of its own rules and settings in which time passes SPEED times faster: every
 `for`, window and interval is divided by it, except that of a scrape.
@@ -23,14 +23,14 @@ from local.settings import ROOT
 from tests.alerting import Message, Receivers, traffic
 from tests.stacks import Process, Stack, launch, wait_until
 
-SPEED = 10  # more, and a busy machine brings alerts out of their order
+SPEED = 10  # with a higher speed, alerts can come in the wrong order on a busy machine
 MILLISECONDS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 # A window or its step in an expression, an offset, and the settings that are a duration.
 DURATION = re.compile(
     r"(?:(?<=[\[:])|(?<=offset )|(?<=for: )|(?<=interval: )|(?<=timeout: )|(?<=group_wait: ))"
     r"(\d+)([smhd])\b"
 )
-DEADLINE = 150.0  # seconds for a message: the longest way to one takes 60 on an idle machine
+DEADLINE = 150.0  # seconds for a message: the slowest takes 60 on an idle machine
 GUNICORN_TIMEOUT = 3  # seconds
 
 # A metric of an exporter or server, not a record (they have colons).
@@ -94,7 +94,7 @@ def fast(
         "RUNBOOKS_URL": "https://example.com/runbooks.html",
     }
     with launch(kind, settings) as running:
-        # Only now is it known at which address this process is reached.
+        # Only now is the address known at which the stack reaches this process.
         host = running.host_address
         for name, value in {
             "alert_webhook_url": f"http://{host}:{receivers.http_port}/webhook",
@@ -106,7 +106,7 @@ def fast(
         }.items():
             (secrets / name).write_text(f"{value}\n")
         running.restart("alertmanager")
-        # What happens before the first scrape is no increase.
+        # An exit before the first scrape would not count as an increase.
         wait_until(lambda: running.query("gunicorn_worker_exits_total"), DEADLINE, "a scrape")
         yield running
 
@@ -149,8 +149,8 @@ def received(stack: Stack, receivers: Receivers, name: str, status: str, **label
         raise
 
 
-def tell(stack: Stack, **labels: str) -> None:
-    """Send Alertmanager an alert that no rule made."""
+def post_alert(stack: Stack, **labels: str) -> None:
+    """Send Alertmanager an alert that does not come from a rule."""
     annotations = {"summary": "It is", "runbook_url": "https://example.com/runbooks.html#x"}
     alert = {"labels": labels, "annotations": annotations}
     url = f"{stack.alertmanager}/api/v2/alerts"
@@ -158,7 +158,7 @@ def tell(stack: Stack, **labels: str) -> None:
 
 
 def worker(stack: Stack) -> Process:
-    """One of gunicorn's workers: like the main process, of which it is a copy."""
+    """One of gunicorn's workers: a copy of the main process, so it has the same command line."""
     arbiter, *others = stack.processes("flask-app")
     return next(process for process in others if process.command == arbiter.command)
 
@@ -184,7 +184,7 @@ def test_miss_storm_sends_firing_and_resolved(fast: Stack, receivers: Receivers)
 
 
 def test_every_receiver_gets_its_own_form_of_message(fast: Stack, receivers: Receivers) -> None:
-    tell(fast, alertname="SomethingOfYourOwn", route="/x", severity="page")
+    post_alert(fast, alertname="SomethingOfYourOwn", route="/x", severity="page")
 
     def slack() -> dict[str, str] | None:
         posts = [
@@ -248,7 +248,7 @@ def test_stopped_flask_sends_an_alert_without_its_consequences(
         sent_meanwhile = sent_since()
     assert alert["labels"] == {"alertname": "UpstreamDown", "severity": "page"}
     names = {alert["labels"]["alertname"] for alert in sent_meanwhile}
-    # On a busy machine, the receivers here may be too slow, which is a right alert of its own.
+    # On a busy machine, the receivers here may be too slow. Then this alert is right to fire.
     assert names - {"AlertDeliveryFailing"} == {"UpstreamDown"}
     with traffic(fast, "/"):
         received(fast, receivers, "UpstreamDown", "resolved")
@@ -257,7 +257,7 @@ def test_stopped_flask_sends_an_alert_without_its_consequences(
 def test_failing_receiver_is_reported_to_the_others_without_its_secret(
     fast: Stack, receivers: Receivers, secrets: Path
 ) -> None:
-    def slack_hears_of_it() -> bool:
+    def slack_got_the_alert() -> bool:
         return any(
             "cannot be delivered to webhook" in str(message)
             for message in receivers.messages("/slack")
@@ -266,8 +266,8 @@ def test_failing_receiver_is_reported_to_the_others_without_its_secret(
     # Nobody listens on port 9, "discard".
     (secrets / "alert_webhook_url").write_text(f"http://{fast.host_address}:9/the-secret")
     fast.restart("alertmanager")
-    tell(fast, alertname="SomethingToFailWith", severity="page")
-    wait_until(slack_hears_of_it, DEADLINE, "Slack to get AlertDeliveryFailing")
+    post_alert(fast, alertname="SomethingToFailWith", severity="page")
+    wait_until(slack_got_the_alert, DEADLINE, "Slack to get AlertDeliveryFailing")
     logs = fast.logs("alertmanager")
     assert "webhook" in logs
     if fast.kind == "compose":  # Alertmanager before 0.26, as in Debian 12, shows the URL
@@ -326,7 +326,7 @@ def test_prometheus_serves_the_pages_and_answers_their_queries(fast: Stack, page
     assert served.text == (ROOT / "docs" / page).read_text()
     assert promql(page)
     for query in promql(page):
-        fast.query(query)  # raises an error where Prometheus refuses it
+        fast.query(query)  # raises an error if Prometheus refuses it
 
 
 def test_every_alert_links_to_its_section_of_the_runbooks(fast: Stack) -> None:
@@ -347,7 +347,7 @@ def test_links_to_graphs_open_prometheus_interface_with_the_query(fast: Stack) -
     assert shown == [[*each, last], *([query] for query in (*each, last))]
     for link in links:
         url = urljoin(f"{fast.prometheus}/user/graphs.html", link)
-        # Debian's Prometheus redirects twice. Its Prometheus 3 comes without the page itself.
+        # Debian's Prometheus redirects twice. Debian's Prometheus 3 does not contain the page.
         final = requests.get(url, timeout=10)
         assert urlsplit(final.url).path in ("/classic/graph", "/query")
         assert parse_qsl(urlsplit(final.url).query) == parse_qsl(urlsplit(link).query)

@@ -57,7 +57,9 @@ def test_authorized_requests_bypass_the_cache(stack: Stack) -> None:
     assert cache_status(url, headers=secret) == "BYPASS"
 
 
-def test_fifty_first_requests_at_once_are_one_upstream_request(stack: Stack) -> None:
+def test_fifty_simultaneous_requests_for_a_new_entry_make_one_upstream_request(
+    stack: Stack,
+) -> None:
     url = own_entry(stack)
     before = flask_requests(stack)
     with concurrent.futures.ThreadPoolExecutor(50) as clients:
@@ -108,7 +110,7 @@ def stack_purge(stack: Stack, *arguments: str) -> str:
     return done.stdout
 
 
-def test_purge_empties_the_cache_or_removes_what_begins_with_a_path(stack: Stack) -> None:
+def test_purge_empties_the_cache_or_removes_the_entries_below_a_path(stack: Stack) -> None:
     run = uuid.uuid4().hex
     kept, purged = (
         f"{stack.http}/cache-me?a{run}",

@@ -1,4 +1,4 @@
-"""Requests are conserved: nothing is counted twice or lost between the client, nginx and Flask."""
+"""Conservation: no request is counted twice or lost between the client, nginx and Flask."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def count(stack: Stack) -> Counts:
     return Counts(
         nginx=stack.total(exporter, "nginx_route_requests_total"),
         upstream=stack.total(exporter, "nginx_route_upstream_attempts_total"),
-        # A stale answer is nginx's own; behind it, one unlogged subrequest refreshes the entry.
+        # nginx answers with the stale entry, and refreshes it by a subrequest that it does not log.
         refreshed=stack.total(exporter, "nginx_route_requests_total", cache="STALE"),
         flask=stack.total("flask-app", "flask_http_request_total"),
     )
 
 
 def settled(stack: Stack) -> Counts:
-    """The counts, once nginx has written what it held back (1 s) and nothing more comes."""
+    """The counts, once nginx has written its buffer (within 1 s) and they no longer change."""
     last, since = count(stack), time.monotonic()
 
     def unchanged() -> Counts | None:
@@ -67,7 +67,7 @@ def test_requests_are_conserved_to_the_last_one(stack: Stack) -> None:
         assert ask(cached + short_lived) == ["MISS"] * 30
         assert ask(cached * 5) == ["HIT"] * 100
         assert ask(uncached) == [None] * 100
-        # The youngest entry expires last. Until then it is a hit, which nginx answers alone.
+        # The youngest entry expires last. Until then it is a hit, and Flask gets no request.
         hits = 0
         while (status := ask(short_lived[-1:])[0]) == "HIT":
             hits += 1

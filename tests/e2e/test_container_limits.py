@@ -1,4 +1,4 @@
-"""The metrics of a container's limits, in real containers that run into them."""
+"""The metrics of a container's limits, in real containers that reach their limits."""
 
 import contextlib
 import json
@@ -93,7 +93,7 @@ def test_cpu_limit_and_time_spent_waiting_are_seen(image: str) -> None:
         assert "cgroup_memory_limit_bytes" not in before
         throttled = "cgroup_cpu_throttled_seconds_total"
 
-        # How much of the waiting counts depends on the machine; that some does, does not.
+        # The machine decides how long the container waits, but it waits in any case.
         def waited() -> bool:
             running.get("/?compute=0.2", timeout=60)
             return running.metrics()[throttled] > before[throttled]

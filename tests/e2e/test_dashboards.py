@@ -1,4 +1,4 @@
-"""The dashboards on a live stack: every query runs, and says what the traffic sent implies."""
+"""The dashboards on a live stack: every query runs, and its result fits the traffic sent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.stacks import Stack, launch, wait_until
 FILES = sorted((Path(__file__).parents[2] / "grafana" / "dashboards").glob("*.json"))
 DASHBOARDS: dict[str, dict[str, Any]] = {path.stem: json.loads(path.read_text()) for path in FILES}
 
-STEP = 5  # seconds; the scrape interval, below which Grafana does not go here
+STEP = 5  # seconds; the scrape interval, which is the smallest step that Grafana uses here
 GRAFANA_VALUES = {
     "$route": ".+",
     "$instance": ".+",
@@ -35,7 +35,7 @@ GRAFANA_VALUES = {
     "$__interval": f"{STEP}s",
 }
 
-# What the script below does not make happen, by panel and legend.
+# Series that the script below does not produce, by panel and legend.
 NEVER_SEEN = {
     ("Requests by cache status", "STALE"),
     ("Requests by cache status", "UPDATING"),
@@ -53,12 +53,12 @@ NEVER_SEEN = {
     ("Notifications", "{{integration}}"),
     ("Notifications", "failed"),
     ("Passed on by nginx, counted by Flask", "answered stale"),
-    ("Error budget burn", "{{slo}}"),  # recorded once a minute only: it may not be there yet
+    ("Error budget burn", "{{slo}}"),  # recorded only once a minute, so it may not exist yet
     ("Error budget burn", "pages above"),
     ("Flask time saved by the cache", "saved"),  # once a minute, too
 }
 
-# What the access exporter shows where it can see the cache.
+# Series that the access exporter has if it can see the cache.
 OF_THE_CACHE = {
     ("Cache size", "{{zone}}"),
     ("Cache size", "max_size"),
@@ -69,7 +69,7 @@ OF_THE_CACHE = {
 }
 
 ROUTES = {"/", "/cache-me", "/info", "unmatched", "none"}
-WINDOW = 300  # seconds, over which the figures that alerts compare look back
+WINDOW = 300  # seconds: the window of the figures that alerts compare
 SLOW = 0.6  # seconds
 LE_BELOW_SLOW = 0.5  # the highest bound of a bucket below that
 SLEEPERS = 6  # requests that take so long
@@ -100,7 +100,7 @@ CASES = [
 
 
 def prepared(expression: str, values: dict[str, str]) -> str:
-    """PromQL with the dashboards' variables filled in."""
+    """PromQL with values in place of the dashboards' variables."""
     for name, value in (GRAFANA_VALUES | values).items():
         expression = expression.replace(name, value)
     assert "$__" not in expression
@@ -129,7 +129,7 @@ def series_of(stack: Stack, case: Case, start: float) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def idle(kind: str) -> Iterator[Stack]:
-    """A stack of its own that nobody has asked for anything, but for health checks."""
+    """A stack of its own that has got no requests except health checks."""
     with launch(kind) as stack:
         yield stack
 
@@ -147,7 +147,7 @@ def is_limit(case: Case) -> bool:
 
 
 def test_no_panel_of_an_idle_stack_is_empty_without_a_reason(idle: Stack) -> None:
-    """Nor does a lone limit take the place of the reason."""
+    """An empty panel says why, and does not show a limit alone."""
     started = time.time() - STEP
 
     def unexplained() -> list[str]:
@@ -189,7 +189,7 @@ Answers = Counter[tuple[str, int, str]]  # by route, status and cache
 
 
 def count(answers: Answers, *, route: str = ".*", status: str = ".*", cache: str = ".*") -> int:
-    """How many answers fit these regular expressions."""
+    """How many answers match these regular expressions."""
     wanted = (route, status, cache)
     return sum(
         number
@@ -200,14 +200,14 @@ def count(answers: Answers, *, route: str = ".*", status: str = ".*", cache: str
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """Traffic that is over, and all of which Prometheus knows.
+    """Traffic that has ended, and that Prometheus has scraped completely.
 
     Args:
-        stack: where it was.
-        everything: all answers there have been.
+        stack: the stack that got it.
+        everything: all answers since the stack started.
         answers: those between two scrapes of every target: what a rate over that time shows.
-        started: Unix time of before the first of those scrapes.
-        ended: Unix time of after the last.
+        started: a Unix time before the first of those scrapes.
+        ended: a Unix time after the last.
     """
 
     stack: Stack
@@ -217,7 +217,7 @@ class Traffic:
     ended: float
 
     def values(self, title: str, legend: str = "", route: str = ".+") -> dict[str, float]:
-        """What a panel's query shows by legend, with rates over the time of `answers`."""
+        """The results of a panel's query by legend, with rates over the time of `answers`."""
         expression = prepared(
             query_of(title, legend),
             {"$__rate_interval": self._window, "$route": route},
@@ -226,12 +226,12 @@ class Traffic:
         return {named(legend, each["metric"]): float(each["value"][1]) for each in found}
 
     def value(self, title: str, legend: str = "", route: str = ".+") -> float:
-        """What a query shows that has one series."""
+        """The result of a query with one series."""
         (value,) = self.values(title, legend, route).values()
         return value
 
     def shown(self, uid: str, title: str, ref: str, route: str = ".+") -> dict[str, float]:
-        """What one query of a panel shows after the traffic, by the name of its series."""
+        """The results of one query of a panel after the traffic, by the name of the series."""
         (case,) = (
             case
             for case in CASES
@@ -243,7 +243,7 @@ class Traffic:
         return {series_name(case, each["metric"]): float(each["value"][1]) for each in found}
 
     def total(self, rate: float, job: str = "nginx-access-exporter") -> float:
-        """How many there were, by a rate: it is taken from the first scrape to the last."""
+        """The number of events that a rate stands for, from the first scrape to the last."""
         query = f'up{{job="{job}"}}[{self._window}]'
         (scrapes,) = api(self.stack, "query", query=query, time=self.ended)["result"]
         times = [at for at, _ in scrapes["values"]]
@@ -255,7 +255,7 @@ class Traffic:
 
 
 def has_stat(uid: str, title: str) -> bool:
-    """Whether a figure of that name is shown as a stat, besides its course."""
+    """Whether a figure with this title is shown as a stat, too."""
     panels = DASHBOARDS[uid]["panels"]
     return any((panel["type"], panel["title"]) == ("stat", title) for panel in panels)
 
@@ -271,7 +271,7 @@ def series_name(case: Case, labels: Labels) -> str:
 
 
 def query_of(title: str, legend: str = "") -> str:
-    """The query of the panel with that title; its first one where no legend is given."""
+    """The query of the panel with that title; its first one if no legend is given."""
     return next(
         case.target["expr"]
         for case in CASES
@@ -285,7 +285,7 @@ def named(legend: str, labels: Labels) -> str:
 
 
 def send(stack: Stack) -> Answers:
-    """Hits, misses, errors and slow answers, and how many there were of each."""
+    """Send requests for hits, misses, errors and slow answers; return how many of each came."""
     seen: Answers = Counter()
 
     def ask(times: int, route: str, url: str, **options: Any) -> None:  # noqa: ANN401
@@ -311,7 +311,7 @@ def send(stack: Stack) -> Answers:
 
 
 def wait_for_prometheus(stack: Stack, answers: Answers) -> float:
-    """The time at which Prometheus, rules included, knew of all that was answered before."""
+    """Wait until Prometheus and its rules know all these answers; return the Unix time then."""
 
     def counted() -> bool:
         found = stack.query("sum(nginx_route_requests_total)")
@@ -322,7 +322,7 @@ def wait_for_prometheus(stack: Stack, answers: Answers) -> float:
     wait_until(
         lambda: stack.query("nginx_cache_oldest_entry_age_seconds"), 60, "a scan of the full cache"
     )
-    # In this order: what is scraped, the rules by route, and the rules that sum those up.
+    # In this order: scraped series, the rules by route, and the rules that sum those up.
     for what in (
         "up",
         "route:nginx_requests:rate5m",
@@ -335,12 +335,12 @@ def wait_for_prometheus(stack: Stack, answers: Answers) -> float:
 
 @pytest.fixture(scope="module")
 def traffic(idle: Stack) -> Traffic:
-    """The script twice, so that its series are there before the second time; then accidents."""
+    """Send the script twice, so that its series exist before the second time; then break things."""
     first = send(idle)
     started = wait_for_prometheus(idle, first)
     wait_until(lambda: idle.query(f"min(timestamp(up)) > {started}"), 30, "a scrape in between")
     second = send(idle)
-    # nginx tries a POST once only: one worker dies of it.
+    # nginx sends a POST only once, so it kills only one worker.
     assert requests.post(f"{idle.http}/?die={signal.SIGKILL:d}", timeout=30).status_code == 502
     second["none", 502, "NONE"] += 1
     idle.kill("nginx-proxy", signal.SIGHUP)
@@ -471,7 +471,7 @@ def test_ratios_are_those_of_all_traffic_since_the_start(traffic: Traffic) -> No
 
 
 def test_figures_that_two_panels_share_are_the_same(traffic: Traffic) -> None:
-    """What cannot be true together is not shown together."""
+    """The panels do not contradict each other."""
 
     def overview(title: str, ref: str = "A") -> dict[str, float]:
         return traffic.shown("stack-overview", title, ref)
@@ -589,7 +589,7 @@ def test_every_request_is_accounted_for(traffic: Traffic) -> None:
     title = "Passed on by nginx, counted by Flask"
     assert traffic.total(traffic.value(title, "nginx passed on")) == pytest.approx(rest, rel=0.05)
     counted = traffic.total(traffic.value(title, "Flask counted"), "flask-app")
-    # Beside those, Flask was asked for an ETag.
+    # Flask also got a request for an ETag, which nginx did not see.
     assert counted == pytest.approx(rest + 1, rel=0.05)
 
 

@@ -1,6 +1,6 @@
-"""Every request is counted once, whatever is reloaded, restarted or killed meanwhile.
+"""Every request is counted once, even if services reload, restart or are killed meanwhile.
 
-The stack is one of its own, with four nginx workers that write one log.
+These tests share a stack whose four nginx workers write one log.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SERVED = "nginx_http_requests_total"
 LOG = "/var/log/nginx-metrics/access.log"
 ENOUGH = 200_000
 CONNECTIONS = 8
-# Many, since nginx with tcp_nopush holds pipelined answers back until 40 ms are over.
+# Many, since nginx with tcp_nopush delays pipelined answers by 40 ms.
 PIPELINED = 200
 ANSWER = b"HTTP/1.1 200 OK\r\n"
 
@@ -42,10 +42,10 @@ def four_workers(kind: str) -> Iterator[Stack]:
 
 
 class Traffic:
-    """Clients that ask for one URL without a pause, and know how many answers they got.
+    """Clients that request one URL without a pause, and count the answers that they get.
 
-    Requests are pipelined. An answer that has begun is one that nginx logs: it closes a connection
-    only between two.
+    Requests are pipelined. nginx closes a connection only between two answers, so it logs every
+    answer that has begun.
     """
 
     def __init__(self, url: str) -> None:
@@ -76,14 +76,14 @@ class Traffic:
             thread.join()
 
     def more(self) -> None:
-        """Wait for a fifth of all that is needed."""
+        """Wait for a fifth of ENOUGH answers."""
         enough = self.answers + ENOUGH // 5
         wait_until(lambda: self.answers >= enough or self.failures, 180, "more answers")
         assert self.failures == []
 
     def _ask(self, number: int) -> None:
         while not self._stopped.wait(0.01):
-            # nginx is down for a moment, or its old workers close what they have.
+            # nginx is down for a moment, or its old workers close their connections.
             with (
                 contextlib.suppress(OSError),
                 socket.create_connection(self._address, timeout=60) as connection,
@@ -92,7 +92,7 @@ class Traffic:
                     pass
 
     def _ask_and_read(self, connection: socket.socket, number: int) -> bool:
-        """Send some requests and count the answers; false where nginx closed the connection."""
+        """Send some requests and count the answers; false if nginx closed the connection."""
         connection.sendall(self._request * PIPELINED)
         text = b""
         try:
@@ -117,11 +117,11 @@ def allocated(stack: Stack) -> int:
 
 
 def kill_exporter(stack: Stack) -> None:
-    """SIGKILL; the exporter is back when this returns."""
+    """Send SIGKILL, and wait until the exporter runs again."""
     killed = stack.main_process(EXPORTER)
     stack.kill(EXPORTER, signal.SIGKILL)
     if isinstance(stack, ComposeStack):
-        stack.start(EXPORTER)  # the engine takes a kill for an operator's wish
+        stack.start(EXPORTER)  # after `docker kill`, the engine does not restart a container
     wait_until(lambda: stack.main_process(EXPORTER) not in (0, killed), 20, "a new exporter")
     wait_until(lambda: stack.metrics(EXPORTER), 20, "its metrics")
 
@@ -133,7 +133,7 @@ def value(stack: Stack, expression: str) -> float | None:
 
 
 def test_prometheus_computes_the_known_hit_ratio(four_workers: Stack) -> None:
-    """On a fresh stack: the series are born with this traffic."""
+    """On a new stack, so that this traffic creates the series."""
     stack = four_workers
     wait_until(
         lambda: stack.query(f'up{{job="{EXPORTER}"}} == 1'), 30, "a first scrape of the exporter"
@@ -148,7 +148,7 @@ def test_prometheus_computes_the_known_hit_ratio(four_workers: Stack) -> None:
 
     select = '{route="/cache-me"}'
     wait_until(lambda: value(stack, f"sum({REQUESTS})") == 71, 60, "a scrape of all")
-    # An evaluation may still be one from before that scrape.
+    # The last evaluation may be from before that scrape.
     wait_until(
         lambda: (
             value(stack, f"route:nginx_cache_hit:ratio_rate5m{select}")
@@ -162,10 +162,10 @@ def test_prometheus_computes_the_known_hit_ratio(four_workers: Stack) -> None:
     assert stack.query('route:nginx_cache_hit:ratio_rate5m{route="/"}') == []
 
 
-def test_a_full_log_costs_lines_not_answers_and_the_loss_shows(four_workers: Stack) -> None:
+def test_a_full_log_loses_lines_but_no_answers_and_metrics_show_it(four_workers: Stack) -> None:
     """On a busy machine, where everything is late.
 
-    Before nginx is restarted: what it had counted since its last scrape is forgotten by that.
+    Runs before the tests that restart nginx: a restart loses its counts since the last scrape.
     """
     stack = four_workers
     if not isinstance(stack, ComposeStack):
@@ -177,7 +177,7 @@ def test_a_full_log_costs_lines_not_answers_and_the_loss_shows(four_workers: Sta
     def log_is_full() -> bool:
         return "No space left on device" in stack.logs("nginx-proxy")
 
-    # What happens before a counter's first scrape is no increase, and so no loss.
+    # Requests before a counter's first scrape would not count as an increase, nor as a loss.
     wait_until(lambda: stack.query(SERVED), 60, "a scrape of nginx's count")
     ballast = LOG.replace("access.log", "ballast")
     in_container(f"dd if=/dev/zero of={ballast} bs=1M 2>/dev/null || true")
@@ -195,7 +195,7 @@ def test_a_full_log_costs_lines_not_answers_and_the_loss_shows(four_workers: Sta
     counted = stack.total(EXPORTER, REQUESTS)
     assert counted < before + traffic.answers
 
-    # The exporter is well, and so is nginx's next line, or the one after half a line.
+    # The exporter still counts: nginx's next line, or, if that continues half a line, the second.
     for _ in range(10):
         assert requests.get(url, timeout=10).status_code == 200
     wait_until(lambda: stack.total(EXPORTER, REQUESTS) >= counted + 9, 30, "the next lines")
@@ -229,7 +229,7 @@ def test_no_request_is_lost_or_counted_twice(four_workers: Stack) -> None:
     assert allocated(stack) < 8_000_000
     assert stack.total(EXPORTER, "process_resident_memory_bytes") < 64_000_000
 
-    # Counters went on where they were, so Prometheus needs no guess of what it missed.
+    # Counters continued from their values, so Prometheus sees no reset.
     total = before + traffic.answers
     wait_until(lambda: value(stack, f"sum({REQUESTS})") == total, 60, "a scrape of all")
     assert value(stack, f"sum(resets({REQUESTS}[10m]))") == 0

@@ -14,7 +14,7 @@ from tests.stacks import Stack, grafana_image, launch
 
 @pytest.fixture(scope="module")
 def watched(kind: str) -> Iterator[Stack]:
-    """A stack of its own, with a Grafana, that nothing else sends requests to."""
+    """A stack of its own, with a Grafana; no other test sends it requests."""
     if kind == "local" and not grafana_program(settings()):
         pytest.skip("no Grafana for local processes: ./stack grafana, or set GRAFANA_HOME")
     if kind == "compose" and not grafana_image():

@@ -1,7 +1,7 @@
 """The README's tour as a reader types it, on both kinds of stack.
 
-Ports are the test's own, and time passes faster for the rules, so that the alert of the tour comes
-within a minute. The rest is as written.
+Only the ports differ, and the rules' windows, which are shorter so that the alert of the tour fires
+within a minute.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Reader:
         }
 
     def type(self, commands: str) -> str:
-        """Run commands in a shell; returns what they print, and fails where one does."""
+        """Run commands in a shell and return their output; fail the test if one fails."""
         done = subprocess.run(
             ["bash", "-ec", self._placed(commands)],
             cwd=ROOT,
@@ -105,11 +105,11 @@ def test_the_tour_ends_with_an_alert(stack: Stack, tmp_path: Path) -> None:
         )
     finally:
         storm.send_signal(signal.SIGINT)
-        said, _ = storm.communicate(timeout=60)
-    assert re.search(r"by cache status +MISS: \d+", said), said
+        output, _ = storm.communicate(timeout=60)
+    assert re.search(r"by cache status +MISS: \d+", output), output
     assert reader.type("./stack status")
     reader.type("./stack down")
 
 
-def test_every_block_of_commands_is_tried() -> None:
+def test_every_block_of_commands_is_run() -> None:
     assert len(BLOCKS) == 6

@@ -1,4 +1,4 @@
-"""Replicas come and go in Compose; clients do not notice, Prometheus does."""
+"""Adding, removing and killing replicas in Compose: no request fails, and Prometheus follows."""
 
 from __future__ import annotations
 
@@ -107,6 +107,6 @@ def test_replicas_that_vanish_one_after_another_fail_no_request(scalable: Compos
         wait_until(lambda: replicas_asked(scalable) == 6, 60, "nginx to ask all 6 replicas")
         for replica in others:
             scalable.kill_container(replica)
-            time.sleep(1)  # with the kill about 2 s: as long as nginx uses an answer of DNS
+            time.sleep(1)  # with the kill about 2 s: the time for which nginx caches DNS answers
         before = answers(asking)
         wait_until(lambda: answers(asking) > before + 100, 60, "more answers")

@@ -83,7 +83,7 @@ def test_status_names_a_service_that_is_stopped(local: LocalStack) -> None:
         local.start("nginx-access-exporter")
 
 
-def test_a_second_up_does_no_harm(local: LocalStack) -> None:
+def test_a_second_up_changes_nothing(local: LocalStack) -> None:
     before = processes_of(local.run)
     done = run_stack(local, "up", "--local")
     assert done.returncode == 0
@@ -91,8 +91,8 @@ def test_a_second_up_does_no_harm(local: LocalStack) -> None:
     assert processes_of(local.run) == before
 
 
-def test_a_second_up_that_is_interrupted_leaves_the_stack(local: LocalStack) -> None:
-    local.stop("nginx-exporter")  # so that it has something to wait for
+def test_an_interrupted_second_up_does_not_stop_the_stack(local: LocalStack) -> None:
+    local.stop("nginx-exporter")  # so that `up` has to wait
     command = [ROOT / "stack", "up", "--local"]
     try:
         with subprocess.Popen(command, env=local.environment, stdout=subprocess.PIPE) as second:
@@ -104,7 +104,7 @@ def test_a_second_up_that_is_interrupted_leaves_the_stack(local: LocalStack) -> 
         local.start("nginx-exporter")
 
 
-def test_two_starts_at_once_are_one_after_the_other() -> None:
+def test_simultaneous_starts_wait_for_each_other() -> None:
     stack = LocalStack({})
     command = [ROOT / "stack", "up", "--local"]
     try:
@@ -141,7 +141,7 @@ def slow_request(stack: LocalStack) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.parametrize("how", ["--now", "a second Ctrl-C"])
-def test_down_says_what_it_waits_for_and_can_be_hurried(how: str) -> None:
+def test_down_says_what_it_waits_for_and_can_be_cut_short(how: str) -> None:
     with launch("local") as stack:
         assert isinstance(stack, LocalStack)
         with slow_request(stack) as client:
@@ -265,7 +265,7 @@ def test_a_closed_pipe_ends_the_command_quietly(local: LocalStack) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
-def test_a_full_disk_and_one_that_is_read_only_are_named() -> None:
+def test_full_and_read_only_disks_are_named() -> None:
     stack = LocalStack({})
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", stack.run], check=True)
     try:
@@ -304,20 +304,22 @@ def broken() -> Iterator[LocalStack]:
     stack.down()
 
 
-def test_an_app_that_does_not_load_is_shown_alone_and_its_log_stays(broken: LocalStack) -> None:
+def test_only_the_error_of_an_app_that_does_not_load_is_shown_and_its_log_is_kept(
+    broken: LocalStack,
+) -> None:
     done = run_stack(broken, "up", "--local")
     assert done.returncode == 1
     assert "flask-app failed to start" in done.stderr
     assert "ModuleNotFoundError: No module named 'no_such_package'" in done.stderr.splitlines()[-2]
     assert "\\n" not in done.stderr
-    assert "not healthy after" not in done.stderr  # it did not wait for that
+    assert "not healthy after" not in done.stderr  # it did not wait for the timeout
     assert processes_of(broken.run) == []
     logs = run_stack(broken, "logs", "flask-app")
     assert "no_such_package" in logs.stdout
     assert "last run" in logs.stderr
 
 
-def test_an_app_without_a_health_check_is_named_early(broken: LocalStack) -> None:
+def test_a_missing_health_check_is_reported_early(broken: LocalStack) -> None:
     broken.settings["WSGI_APP"] = "unchecked:app"
     done = run_stack(broken, "up", "--local")
     assert done.returncode == 1
@@ -334,10 +336,10 @@ def test_an_app_without_a_health_check_is_named_early(broken: LocalStack) -> Non
         ("unchecked:app", "404 instead of 200"),
     ],
 )
-def test_containers_fail_as_early_and_with_the_same_words(
+def test_containers_fail_as_early_and_with_the_same_message(
     app: str, message: str, tmp_path: Path
 ) -> None:
-    # Grafana's image may be missing; any image will do, because Grafana would start last.
+    # Grafana's image may be missing. Any image works here, because Grafana would start last.
     image = settings()["PROMETHEUS_IMAGE"]
     stack = ComposeStack({"WSGI_APP": app, "GRAFANA_IMAGE": image})
     stack.settings |= {

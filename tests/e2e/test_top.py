@@ -47,7 +47,7 @@ def local() -> Iterator[LocalStack]:
 
 
 def environment(stack: Stack) -> dict[str, str]:
-    """In which ./stack finds this stack."""
+    """The environment in which ./stack finds this stack."""
     if not isinstance(stack, ComposeStack):
         return dict(stack.environment)
     return stack.environment | {
@@ -74,7 +74,7 @@ def run_stack(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What came back, and when (Unix seconds)."""
+    """An answer, and when it came (Unix seconds)."""
 
     time: float
     route: str
@@ -83,7 +83,7 @@ class Answer:
 
 
 class KnownTraffic:
-    """Five routes at rates of their own: 39 requests a second in all."""
+    """Requests to five routes, each at its own rate: 39 a second in all."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -105,7 +105,7 @@ class KnownTraffic:
             thread.join()
 
     def of_window(self, end: float) -> list[Answer]:
-        """The answers of the minute before; the last scrape is some seconds old by then."""
+        """The answers of the minute before the last scrape, which is some seconds old by `end`."""
         end -= 2.5
         return [answer for answer in self.answers if end - WINDOW < answer.time <= end]
 
@@ -131,7 +131,7 @@ def share(answers: list[Answer], part: list[Answer]) -> float:
 
 
 def differences(shown: dict[str, Any], sent: list[Answer]) -> list[str]:
-    """Where the figures are more than 5 % from what was sent."""
+    """The figures that differ by more than 5 % from the traffic that was sent."""
     failed = [answer for answer in sent if answer.status >= 500]
     lookups = [answer for answer in sent if answer.cache]
     hits = [answer for answer in lookups if answer.cache in HITS]
@@ -162,13 +162,13 @@ def json_frame(stack: Stack) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def test_figures_are_what_was_sent_and_what_prometheus_answers(demo: Stack) -> None:
+def test_figures_equal_the_traffic_sent_and_prometheus_answers(demo: Stack) -> None:
     before = counted(demo)
     with KnownTraffic(demo.http) as traffic:
         wait_until(
             lambda: time.time() > traffic.start + WINDOW + 15, WINDOW + 30, "a minute of traffic"
         )
-        # On a busy machine a scrape may be late, and a minute's traffic uneven. The next is not.
+        # On a busy machine a scrape may be late, and a minute's traffic uneven. Then try the next.
         deadline = time.monotonic() + 120
         while True:
             shown = json_frame(demo)
@@ -205,7 +205,7 @@ def test_figures_are_what_was_sent_and_what_prometheus_answers(demo: Stack) -> N
 
 
 def counted(stack: Stack) -> collections.Counter[tuple[str, str]]:
-    """What nginx counted so far, by status and cache status."""
+    """The requests that nginx has counted, by status and cache status."""
     found: collections.Counter[tuple[str, str]] = collections.Counter()
     for labels, value in re.findall(rf"^{COUNTED}{{(.*)}} (\S+)", stack.metrics(EXPORTER), re.M):
         status, cache = (re.search(rf'{name}="(\w+)"', labels) for name in ("status", "cache"))
@@ -249,7 +249,7 @@ def assert_counts_are_those_of_nginx(
     ("scenario", "rate", "expected"),
     [("steady", 50, 200), ("miss-storm", 50, 200), ("errors", 40, 160), ("slow-upstream", 10, 40)],
 )
-def test_what_a_scenario_reports_is_what_nginx_counted(
+def test_a_scenario_reports_the_counts_of_nginx(
     demo: Stack, scenario: str, rate: int, expected: int
 ) -> None:
     before = counted(demo)
@@ -260,7 +260,7 @@ def test_what_a_scenario_reports_is_what_nginx_counted(
     assert sent + unsent(done.stdout) == expected
 
 
-def test_a_scenario_that_is_interrupted_sums_up(demo: Stack) -> None:
+def test_an_interrupted_scenario_prints_its_summary(demo: Stack) -> None:
     before = counted(demo)
     command = [ROOT / "stack", "traffic", "overload", "--duration=60"]
     with subprocess.Popen(
@@ -297,7 +297,7 @@ def top(stack: Stack, *arguments: str, **env: str) -> list[Any]:
     return [[ROOT / "stack", "top", *arguments], environment(stack) | env]
 
 
-def test_keys_sort_reverse_pause_choose_the_window_help_and_quit(local: LocalStack) -> None:
+def test_every_key_works(local: LocalStack) -> None:
     with terminal(*top(local)) as view:
         view.wait_for("routes by Flask s/s ▼")
         view.wait_for("/info")
@@ -316,19 +316,19 @@ def test_keys_sort_reverse_pause_choose_the_window_help_and_quit(local: LocalSta
         assert_unchanged(view, paused)
         view.press(" ")
         view.wait_for("paused", gone=True)
-        view.wait_for(paused.split()[2], gone=True)  # its clock goes on
+        view.wait_for(paused.split()[2], gone=True)  # its clock runs again
         view.press("q")
         assert view.wait() == 0
 
 
 def assert_unchanged(view: Terminal, first_line: str) -> None:
-    """Over more than one refresh, the view keeps its first line."""
+    """The view's first line does not change within more than one refresh."""
     with pytest.raises(AssertionError):
         view.wait_for(first_line, timeout=5, gone=True)
 
 
 @pytest.mark.parametrize(("end", "status"), [("\x03", 130), ("q", 0)])
-def test_the_terminal_is_as_before_however_the_view_ends(
+def test_the_terminals_settings_are_restored_at_the_end(
     local: LocalStack, end: str, status: int
 ) -> None:
     shell = [
@@ -349,7 +349,9 @@ def test_the_terminal_is_as_before_however_the_view_ends(
         assert b"\x1b[?25h" in view.output  # with its cursor
 
 
-def test_ctrl_z_gives_the_terminal_back_until_the_view_goes_on(local: LocalStack) -> None:
+def test_ctrl_z_gives_the_terminal_to_the_shell_until_the_view_continues(
+    local: LocalStack,
+) -> None:
     command, env = top(local)
     shell = ["bash", "--norc", "-i"]
     with terminal(shell, env | {"PS1": "prompt> ", "HISTFILE": "/dev/null"}) as view:
@@ -366,10 +368,10 @@ def test_ctrl_z_gives_the_terminal_back_until_the_view_goes_on(local: LocalStack
         view.wait_for("prompt>")
         view.press("exit\n")
         assert view.wait() == 0
-        assert re.search(rb"[\r\n]1\r\n", view.output)  # keys made lines again
+        assert re.search(rb"[\r\n]1\r\n", view.output)  # the shell got whole lines again
 
 
-def test_a_terminal_that_becomes_narrow_and_low_is_filled_anew(local: LocalStack) -> None:
+def test_the_view_follows_the_size_of_the_terminal(local: LocalStack) -> None:
     with terminal(*top(local)) as view:
         view.wait_for("Memory")
         view.resize(NARROW, 20)
@@ -380,7 +382,7 @@ def test_a_terminal_that_becomes_narrow_and_low_is_filled_anew(local: LocalStack
         assert "Memory" not in text
 
 
-def test_a_prometheus_that_is_away_for_a_while_is_told_and_awaited(local: LocalStack) -> None:
+def test_an_outage_of_prometheus_is_shown_until_it_ends(local: LocalStack) -> None:
     with terminal(*top(local)) as view:
         view.wait_for("/info")
         local.stop("prometheus")
@@ -393,7 +395,7 @@ def test_a_prometheus_that_is_away_for_a_while_is_told_and_awaited(local: LocalS
         view.wait_for("no news for", gone=True)
 
 
-def test_without_utf_8_nothing_but_ascii_is_written(local: LocalStack) -> None:
+def test_without_utf_8_only_ascii_is_written(local: LocalStack) -> None:
     with terminal(*top(local, LC_ALL="C")) as view:
         view.wait_for("q quit")
         view.press("?")
@@ -408,7 +410,7 @@ def test_without_colours_none_are_written(local: LocalStack) -> None:
         assert colours == []
 
 
-def test_where_there_is_no_terminal_one_frame_is_printed(local: LocalStack) -> None:
+def test_without_a_terminal_one_frame_is_printed(local: LocalStack) -> None:
     done = run_stack(local, "top")
     assert done.returncode == 0
     assert "Requests/s" in done.stdout

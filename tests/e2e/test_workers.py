@@ -38,7 +38,7 @@ def small(kind: str) -> Iterator[Stack]:
 
 
 @pytest.fixture(autouse=True)
-def everything_is_quiet_again(small: Stack) -> Iterator[None]:
+def idle_afterwards(small: Stack) -> Iterator[None]:
     """Check after each test that all workers are idle and that no counter went back."""
     before = scrape(small)
     yield
@@ -80,18 +80,18 @@ def workers(stack: Stack) -> list[Process]:
 @contextlib.contextmanager
 def load(stack: Stack, path: str, clients: int) -> Iterator[Callable[[], int]]:
     """Send requests as fast as they are answered; yield a function that counts the answers."""
-    over, answered = threading.Event(), []
+    ended, answered = threading.Event(), []
 
-    def ask_until_over() -> None:
-        while not over.is_set():
+    def ask_until_ended() -> None:
+        while not ended.is_set():
             answered.append(requests.get(stack.http + path, timeout=60).status_code)
 
     with ThreadPoolExecutor(clients) as pool:
-        asking = [pool.submit(ask_until_over) for _ in range(clients)]
+        asking = [pool.submit(ask_until_ended) for _ in range(clients)]
         try:
             yield lambda: answered.count(requests.codes.ok)
         finally:
-            over.set()
+            ended.set()
     for client in asking:
         client.result()
 
@@ -112,7 +112,7 @@ def counted_to_the_last_request(stack: Stack, clients: int, seconds: float = 0.1
 
 @contextlib.contextmanager
 def more_exits(stack: Stack, **expected: int) -> Iterator[None]:
-    """Wait for at least so many exits by reason, and check that there are none for other reasons.
+    """Wait for at least these exits by reason, and check that there are none for other reasons.
 
     Load recycles workers, so any number of further exits may have the reason "exit".
     """
@@ -182,14 +182,14 @@ def test_recycled_workers_count_as_exits(small: Stack) -> None:
         pass
 
 
-def test_posts_whose_bodies_the_app_does_not_read_all_get_their_answer(small: Stack) -> None:
-    """nginx does not send a POST again: a connection that closes unannounced costs a 502."""
+def test_posts_with_unread_bodies_get_their_answers(small: Stack) -> None:
+    """nginx does not retry a POST, so an unannounced close of the connection would be a 502."""
     bodies = (b"x" * 100_000 for _ in range(100))
     answers = [requests.post(small.http, data=body, timeout=60).status_code for body in bodies]
     assert set(answers) == {requests.codes.method_not_allowed}
 
 
-def test_memory_and_cpu_are_those_of_proc(small: Stack) -> None:
+def test_memory_and_cpu_equal_those_in_proc(small: Stack) -> None:
     memory = "gunicorn_worker_resident_memory_bytes"
 
     def agree() -> bool:
@@ -208,5 +208,5 @@ def test_memory_and_cpu_are_those_of_proc(small: Stack) -> None:
             and cpu_seconds >= ticks / os.sysconf("SC_CLK_TCK") - 0.1
         )
 
-    # A worker that has just started still grows between the scrape and the look at /proc.
+    # A worker that has just started may grow between the scrape and the reading of /proc.
     wait_until(agree, 20, "the metrics to be those of /proc")

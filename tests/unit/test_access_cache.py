@@ -1,4 +1,4 @@
-"""What the exporter says of a cache, and what ./stack purge removes from it."""
+"""The exporter's metrics of a cache, and the entries that ./stack purge removes from it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TEMPLATE = ROOT / "nginx" / "templates" / "flask-app.conf.template"
 
 
 def entry(folder: Path, number: int, *, age: float = 0, key: str = "httpGETlocalhost/") -> Path:
-    """Makes an entry as nginx does: at levels=1:2, with its key before the response."""
+    """Makes an entry as nginx does with levels=1:2, with its key before the response."""
     name = f"{number:032x}"
     path = folder / name[-1] / name[-3:-1] / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,10 +97,10 @@ def test_entries_are_counted_and_files_being_written_are_not(zone: Zone) -> None
     written = entry(zone.path, 100)
     written.rename(written.with_suffix(".0000000001"))
     metrics.update()
-    said = values(metrics)
-    assert said["nginx_cache_entries"] == 100
-    assert said["nginx_cache_size_bytes"] == 100 * written.parent.stat().st_blksize
-    assert said["nginx_cache_oldest_entry_age_seconds"] == pytest.approx(99, abs=30)
+    found = values(metrics)
+    assert found["nginx_cache_entries"] == 100
+    assert found["nginx_cache_size_bytes"] == 100 * written.parent.stat().st_blksize
+    assert found["nginx_cache_oldest_entry_age_seconds"] == pytest.approx(99, abs=30)
 
 
 def test_young_entries_that_vanish_are_evictions(zone: Zone) -> None:
@@ -117,7 +117,7 @@ def test_young_entries_that_vanish_are_evictions(zone: Zone) -> None:
     assert values(metrics)["nginx_cache_evictions_total"] == 3
 
 
-def test_a_cache_that_can_not_be_scanned_shows_its_limits_only(
+def test_a_cache_that_cannot_be_scanned_has_only_its_limits(
     zone: Zone, caplog: pytest.LogCaptureFixture
 ) -> None:
     entry(zone.path, 1)
@@ -131,7 +131,7 @@ def test_a_cache_that_can_not_be_scanned_shows_its_limits_only(
     assert ["can't scan the cache responses" in it.getMessage() for it in caplog.records] == [True]
 
 
-def test_scans_take_one_percent_of_a_core_at_most(
+def test_scans_take_at_most_one_percent_of_a_core(
     zone: Zone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
@@ -172,7 +172,7 @@ KEYS = (
         ("/missing", set()),
     ],
 )
-def test_purge_removes_what_begins_with_a_path(
+def test_purge_removes_the_entries_below_a_path(
     tmp_path: Path, prefix: str, removed: set[str]
 ) -> None:
     paths = {key: entry(tmp_path, number, key=key) for number, key in enumerate(KEYS)}
@@ -189,7 +189,7 @@ def test_purge_counts_many_entries(tmp_path: Path) -> None:
     assert purge("", ["sh"], {"NGINX_CACHE_DIR": str(tmp_path)}) == 1200
 
 
-def test_purge_refuses_what_is_no_path_and_a_cache_that_is_missing(tmp_path: Path) -> None:
+def test_purge_refuses_a_prefix_that_is_not_a_path_and_a_missing_cache(tmp_path: Path) -> None:
     with pytest.raises(StackError, match="does not begin with /"):
         pattern("reports")
     with pytest.raises(StackError, match="could not be purged"):

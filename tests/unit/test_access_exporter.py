@@ -1,4 +1,4 @@
-"""nginx-access-exporter as Prometheus, an operator and the kernel meet it."""
+"""nginx-access-exporter as a process: its metrics, checkpoints, signals, options and limits."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Running:
 
     def stop(self, by: signal.Signals) -> int:
         self.process.send_signal(by)
-        return self.process.wait(8)  # less than a silent client is given
+        return self.process.wait(8)  # shorter than the exporter's timeout for silent clients
 
     def get(self, **headers: str) -> requests.Response:
         response = requests.get(f"{self.url}/metrics", headers=headers, timeout=60)
@@ -81,7 +81,7 @@ def total(families: Iterable[Metric], name: str) -> float:
 
 @pytest.fixture
 def log() -> Iterator[Path]:
-    """The path of a log in memory; nothing is there yet."""
+    """The path of a log in memory, which does not exist yet."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         yield Path(folder, "access.log")
 
@@ -116,15 +116,15 @@ def test_a_scrape_sees_every_line_already_written(exporter: Running, append: App
     assert exporter.total("nginx_access_exporter_backlog_bytes") == 0
 
 
-def test_lines_are_read_and_given_back_without_a_scrape(
+def test_lines_are_read_and_freed_without_a_scrape(
     exporter: Running, append: Append, log: Path
 ) -> None:
     assert exporter.process.poll() is None
     append(LINE * 100_000)
-    wait_until(lambda: log.stat().st_blocks * 512 < 10_000, 10, "the log to be given back")
+    wait_until(lambda: log.stat().st_blocks * 512 < 10_000, 10, "the log's memory to be freed")
 
 
-def test_counters_go_on_after_a_restart(exporter: Running, append: Append) -> None:
+def test_counters_continue_after_a_restart(exporter: Running, append: Append) -> None:
     append(LINE * 10)
     assert exporter.total("nginx_route_requests_total") == 10
     assert exporter.stop(signal.SIGTERM) == 0
@@ -134,7 +134,7 @@ def test_counters_go_on_after_a_restart(exporter: Running, append: Append) -> No
     assert exporter.total("nginx_access_exporter_lines_total") == 15
 
 
-def test_sigterm_counts_what_is_there_and_ends_well(
+def test_sigterm_counts_the_remaining_lines_and_exits_with_0(
     exporter: Running, append: Append, log: Path
 ) -> None:
     append(LINE * 3)
@@ -178,7 +178,7 @@ def test_no_line_is_lost_or_counted_twice_by_sigkill_at_any_time(
 
 
 class KilledError(BaseException):
-    """Stands for SIGKILL: nothing of the program handles it."""
+    """Stands for SIGKILL: no handler of the program catches it."""
 
 
 @pytest.mark.parametrize("moment", ["_metrics.add", "_save", "_log.release"])
@@ -208,7 +208,7 @@ def test_a_kill_around_any_step_is_harmless(
     assert total(again.collect(), "nginx_route_requests_total") == 12
 
 
-def test_without_its_checkpoint_it_counts_what_was_not_given_back(
+def test_without_its_checkpoint_it_counts_the_lines_that_were_not_freed(
     log: Path, append: Append, capfd: pytest.CaptureFixture[str]
 ) -> None:
     append(LINE * 1000)
@@ -224,7 +224,7 @@ def test_without_its_checkpoint_it_counts_what_was_not_given_back(
     assert capfd.readouterr().out == ""
 
 
-def test_where_nothing_can_be_kept_it_counts_on_and_leaves_no_old_checkpoint(
+def test_if_no_checkpoint_can_be_written_it_counts_on_and_removes_the_old_one(
     log: Path, append: Append
 ) -> None:
     exporter = AccessExporter(log)
@@ -238,7 +238,7 @@ def test_where_nothing_can_be_kept_it_counts_on_and_leaves_no_old_checkpoint(
     assert total(AccessExporter(log).collect(), "nginx_route_requests_total") == 0
 
 
-def test_an_unreadable_log_is_reported_and_the_rest_served(exporter: Running, log: Path) -> None:
+def test_an_unreadable_log_is_reported_and_metrics_are_served(exporter: Running, log: Path) -> None:
     log.mkdir()
     wait_until(lambda: "can't read the log" in exporter.stderr.read_text(), 5, "a report")
     assert exporter.total("nginx_access_exporter_lines_total") == 0
@@ -251,13 +251,13 @@ FOREIGN = b'203.0.113.9 - - [24/Nov/2026:15:32:00 +0000] "GET / HTTP/1.1" 200 61
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command to its end."""
+    """Runs the command until it ends."""
     return subprocess.run(
         [PROGRAM, *arguments], capture_output=True, text=True, check=False, timeout=60
     )
 
 
-def test_another_log_is_refused_at_start_and_stays_as_it_is(log: Path) -> None:
+def test_another_programs_log_is_refused_at_start_and_not_changed(log: Path) -> None:
     log.write_bytes(FOREIGN)
     before = log.stat()
     done = run(f"--log.path={log}", f"--web.listen-address=127.0.0.1:{free_port()}")
@@ -272,7 +272,7 @@ def test_another_log_is_refused_at_start_and_stays_as_it_is(log: Path) -> None:
     assert [path.name for path in log.parent.iterdir()] == [log.name]
 
 
-def test_another_log_that_appears_later_is_reported_and_the_rest_served(
+def test_another_programs_log_that_appears_later_is_reported_and_metrics_are_served(
     exporter: Running, log: Path
 ) -> None:
     log.write_bytes(FOREIGN)
@@ -309,7 +309,7 @@ def test_version_and_revision_are_shown_and_exported(exporter: Running) -> None:
     assert line in exporter.get().text.splitlines()
 
 
-def test_both_formats_say_the_same_and_promtool_has_nothing_to_add(
+def test_both_formats_have_the_same_samples_and_promtool_accepts_them(
     exporter: Running, append: Append
 ) -> None:
     failed = line(route=r"/a\x22b", connect="0.001, -", header="-", upstream_status="502, 502")
@@ -327,9 +327,9 @@ def test_both_formats_say_the_same_and_promtool_has_nothing_to_add(
             if it.name.startswith("nginx_")
         }
 
-    said = samples(text_string_to_metric_families(plain.text))
-    assert said == samples(openmetrics.text_string_to_metric_families(modern.text))
-    assert ("nginx_access_exporter_malformed_lines_total", 1.0) in said
+    found = samples(text_string_to_metric_families(plain.text))
+    assert found == samples(openmetrics.text_string_to_metric_families(modern.text))
+    assert ("nginx_access_exporter_malformed_lines_total", 1.0) in found
     assert "_created" not in plain.text + modern.text
 
     check = subprocess.run(
@@ -348,14 +348,14 @@ def test_only_metrics_and_health_are_served(exporter: Running) -> None:
         assert requests.get(exporter.url + path, timeout=5).status_code == 404
 
 
-def test_a_silent_client_holds_up_neither_a_scrape_nor_the_end(exporter: Running) -> None:
+def test_a_silent_client_delays_neither_a_scrape_nor_the_end(exporter: Running) -> None:
     host, port = exporter.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))):
         assert requests.get(f"{exporter.url}/metrics", timeout=5).ok
         assert exporter.stop(signal.SIGTERM) == 0
 
 
-def test_it_logs_as_the_app_does(exporter: Running, append: Append) -> None:
+def test_its_log_has_the_fields_of_the_apps_log(exporter: Running, append: Append) -> None:
     append(LINE + b"bad\n" * 1000)
     assert exporter.total("nginx_access_exporter_malformed_lines_total") == 1000
     exporter.stop(signal.SIGTERM)
@@ -389,10 +389,10 @@ def test_no_flood_exceeds_the_bound_on_series_or_memory(exporter: Running, appen
     assert exporter.peak_memory() < MEMORY_LIMIT
 
 
-def test_two_million_lines_leave_neither_log_nor_memory_behind(
+def test_two_million_lines_make_neither_log_nor_process_grow(
     exporter: Running, append: Append, log: Path
 ) -> None:
-    # As cached hits and uncached requests make them: the times differ, the rest does not.
+    # Lines of cached hits, and of uncached requests, which differ only in their times.
     some = b"".join(
         LINE + line(duration=f"0.{n:03}", header=f"0.{n * 7 % 100:03}", bytes=f"{n}") + b"\n"
         for n in range(500)

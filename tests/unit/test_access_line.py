@@ -1,4 +1,4 @@
-"""What the exporter reads in a line of the access metrics log."""
+"""How the exporter parses a line of the access metrics log."""
 
 from __future__ import annotations
 
@@ -145,14 +145,14 @@ def test_a_line_in_another_format_is_malformed(malformed: bytes) -> None:
         ({"received": "0, 300"}, None),
         ({"received": "0 : 300"}, None),
         ({"received": "300, 0 : 299"}, "upstream"),
-        # Without an announced length, nobody knows: a chunked body, say.
+        # Without an announced length, as of a chunked body, nginx cannot know.
         ({"announced": "-", "received": "100"}, None),
         ({"announced": "abc", "received": "100"}, None),
         ({"announced": "9" * 5000}, None),
         # These have no body.
         ({"method": "HEAD", "received": "0"}, None),
         ({"status": "304", "upstream_status": "304", "received": "0"}, None),
-        # Of these the body is in the cache.
+        # The body comes from the cache.
         ({"cache": "REVALIDATED", "upstream_status": "304", "received": "0"}, None),
         ({"cache": "STALE", "header": "-", "upstream_status": "502", "received": "0"}, None),
         ({"cache": "HIT", "response": "-", "upstream_status": "-", "received": "-"}, None),
@@ -168,7 +168,7 @@ def test_a_line_in_another_format_is_malformed(malformed: bytes) -> None:
         ({"method": "HEAD", "cache": "MISS", "completion": "", "received": "0"}, None),
     ],
 )
-def test_a_response_is_incomplete_where_the_client_missed_something(
+def test_a_response_is_incomplete_if_the_client_missed_a_part(
     changed: dict[str, str], cause: str | None
 ) -> None:
     assert parse(line(**changed)).incomplete == cause

@@ -166,7 +166,7 @@ def test_a_truncated_log_is_read_from_its_start(
     ]
 
 
-def test_a_renamed_log_is_read_until_nginx_has_left_it(
+def test_a_renamed_log_is_read_until_nginx_writes_to_the_new_one(
     path: Path, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(access_log, "SECONDS_OF_GRACE_FOR_REPLACED", 0.3)
@@ -216,7 +216,7 @@ def test_any_number_of_zeros_is_skipped(path: Path, writer: Writer) -> None:
     assert read(AccessLog(path, (START,))) == [b"line first", b"line second"]
 
 
-def test_a_log_on_a_file_system_without_holes_is_emptied_and_this_is_logged_once(
+def test_a_log_that_cannot_get_holes_is_emptied_and_this_is_logged_once(
     path: Path,
     writer: Writer,
     monkeypatch: pytest.MonkeyPatch,
@@ -244,7 +244,7 @@ FOREIGN = b'203.0.113.9 - - [24/Nov/2026:15:32:00 +0000] "GET / HTTP/1.1" 200 61
 
 
 def assert_refused(log: AccessLog, path: Path) -> None:
-    """The log is refused, and its file stays as it is, whenever it is read."""
+    """The log is refused, and its file does not change, at each reading."""
     content, allocation = path.read_bytes(), allocated(path)
     for _ in range(3):
         with pytest.raises(ForeignLogError, match=f"{path} is not an access metrics log"):
@@ -253,19 +253,21 @@ def assert_refused(log: AccessLog, path: Path) -> None:
     assert (path.read_bytes(), allocated(path)) == (content, allocation)
 
 
-def test_another_log_is_refused_and_stays_as_it_is(path: Path, writer: Writer) -> None:
+def test_another_programs_log_is_refused_and_not_changed(path: Path, writer: Writer) -> None:
     writer.write(*[FOREIGN] * 10_000)
     assert_refused(AccessLog(path, (START,)), path)
 
 
-def test_another_log_is_refused_even_with_lines_of_ours_after_its_own(
+def test_another_programs_log_is_refused_even_if_lines_of_ours_follow(
     path: Path, writer: Writer
 ) -> None:
     writer.write(FOREIGN, *numbered(0, 100))
     assert_refused(AccessLog(path, (START,)), path)
 
 
-def test_another_log_is_refused_when_its_first_line_is_whole(path: Path, writer: Writer) -> None:
+def test_another_programs_log_is_refused_as_soon_as_its_first_line_is_whole(
+    path: Path, writer: Writer
+) -> None:
     log = AccessLog(path, (START,))
     assert read(log) == []
     writer.write(FOREIGN[:30], end=b"")
@@ -274,14 +276,14 @@ def test_another_log_is_refused_when_its_first_line_is_whole(path: Path, writer:
     assert_refused(log, path)
 
 
-def test_another_log_behind_a_hole_is_refused(path: Path, writer: Writer) -> None:
+def test_another_programs_lines_behind_a_hole_are_refused(path: Path, writer: Writer) -> None:
     writer.write(*numbered(0, 1000))
     read(AccessLog(path, (START,)))
     writer.write(FOREIGN)
     assert_refused(AccessLog(path, (START,)), path)
 
 
-def test_another_log_that_appears_at_the_path_is_refused_until_it_is_ours_again(
+def test_another_programs_log_at_the_path_is_refused_until_the_log_is_ours_again(
     path: Path, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(access_log, "SECONDS_OF_GRACE_FOR_REPLACED", 0.0)

@@ -17,7 +17,7 @@ from tests.access_lines import HIT, UNCACHED, line
 
 
 def samples(metrics: AccessMetrics) -> dict[str, dict[tuple[str, ...], float]]:
-    """Sample name: label values in their order: value."""
+    """The values by sample name and label values."""
     found: dict[str, dict[tuple[str, ...], float]] = {}
     family: Metric
     for family in metrics.collect():
@@ -51,7 +51,7 @@ def test_each_line_counts_once_in_every_metric() -> None:
     assert counted["nginx_access_exporter_malformed_lines_total"] == {(): 1}
 
 
-def test_a_time_counts_in_every_bucket_from_its_own_up() -> None:
+def test_a_time_counts_in_its_own_bucket_and_all_higher_ones() -> None:
     metrics = AccessMetrics()
     for connect in ("0.000", "0.001", "0.002", "0.003", "1.000", "10.000", "10.001"):
         metrics.add(line(connect=connect))
@@ -84,13 +84,13 @@ def test_percentiles_are_right_to_a_quarter_from_3_ms_up(name: str) -> None:
     *bounds, _ = (float(labels[-1]) for labels in buckets)
     for ms in range(3, 10_001):
         upper = bisect_left(bounds, ms / 1000)
-        # Where the rank is in the bucket depends on the other times.
+        # The other times decide where in the bucket the rank is.
         for share in (0.001, 0.5, 1):
             shown = bounds[upper - 1] + share * (bounds[upper] - bounds[upper - 1])
             assert shown == pytest.approx(ms / 1000, rel=0.2501), ms
 
 
-def test_the_fine_buckets_have_all_bounds_of_the_others() -> None:
+def test_the_fine_buckets_include_all_bounds_of_the_coarse_ones() -> None:
     assert set(access_metrics.BUCKETS_MS) < set(access_metrics.FINE_BUCKETS_MS)
 
 
@@ -112,7 +112,7 @@ def test_label_sets_are_bounded_and_totals_stay_exact(monkeypatch: pytest.Monkey
     assert counted["nginx_route_requests_total"][(OVERFLOW,) * 4] == 990
 
 
-def test_long_lines_which_clients_can_make_are_not_kept() -> None:
+def test_long_lines_are_not_kept_since_clients_can_make_them() -> None:
     access_metrics._parse_and_keep.cache_clear()
     metrics = AccessMetrics()
     for n in range(100):
@@ -154,7 +154,7 @@ def test_incomplete_responses_are_counted_by_cause() -> None:
 
 
 def saved(metrics: AccessMetrics) -> dict[str, Any]:
-    """What a checkpoint holds of them."""
+    """The counts as a checkpoint contains them."""
     return json.loads(json.dumps(metrics.dump()))
 
 
@@ -178,7 +178,7 @@ def test_counts_in_other_buckets_are_taken_over(monkeypatch: pytest.MonkeyPatch)
     name = "nginx_route_request_duration_seconds"
     labels = ("/users/<int:id>", "NONE")
     buckets = {le: n for (*_, le), n in counted[f"{name}_bucket"].items()}
-    # Exact at the bounds that both have; a time is never in a bucket below its own.
+    # Counts are exact at the bounds that both have. A time is never in a bucket below its own.
     assert (buckets["0.1"], buckets["0.5"], buckets["10.0"], buckets["+Inf"]) == (1, 3, 3, 5)
     assert (buckets["0.05"], buckets["0.25"]) == (0, 1)
     assert counted[f"{name}_sum"] == {labels: 105.84}

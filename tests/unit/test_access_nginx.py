@@ -1,4 +1,4 @@
-"""What a real nginx writes to the access metrics log, read by the exporter's parser.
+"""The lines that a real nginx writes to the access metrics log, read by the exporter's parser.
 
 The nginx of this machine and that of the image run the same configuration: the project's log
 format, with an upstream that misbehaves on demand.
@@ -155,7 +155,7 @@ class Nginx:
         self._read = 0
 
     def get(self, path: str, method: str = "GET", **headers: str) -> Request:
-        """What the log says of a request."""
+        """Send a request and return its line in the log."""
         with (
             requests.request(
                 method, self.url + path, headers=headers, timeout=10, stream=True
@@ -166,7 +166,7 @@ class Nginx:
         return self.logged()
 
     def leave(self, path: str, after: bytes) -> Request:
-        """What the log says of a request whose client resets the connection after some bytes."""
+        """Send a request, reset the connection after some bytes, and return its line in the log."""
         with socket.create_connection(("127.0.0.1", self.port)) as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             client.sendall(f"GET {path} HTTP/1.1\r\nHost: nginx\r\n\r\n".encode())
@@ -231,63 +231,65 @@ def test_complete_responses_are_complete(nginx: Nginx) -> None:
     for kind in ("plain", "cached", "cached", "retried", "asked-again"):
         for name in ("whole", "chunked", "until_closed"):
             for method in ("GET", "HEAD"):
-                said = nginx.get(f"/{kind}/{name}", method)
-                assert said.incomplete is None, said
-                assert (said.route, said.status, said.method) == (f"/{name}", "200", method)
+                found = nginx.get(f"/{kind}/{name}", method)
+                assert found.incomplete is None, found
+                assert (found.route, found.status, found.method) == (f"/{name}", "200", method)
 
 
 def test_a_compressed_response_is_complete(nginx: Nginx) -> None:
     for kind in ("plain", "cached", "cached"):
-        said = nginx.get(f"/{kind}/whole?compressed", **{"Accept-Encoding": "gzip"})
-        assert said.incomplete is None
-        assert said.bytes_sent < len(BODY)
+        found = nginx.get(f"/{kind}/whole?compressed", **{"Accept-Encoding": "gzip"})
+        assert found.incomplete is None
+        assert found.bytes_sent < len(BODY)
 
 
 def test_an_unchanged_response_is_complete(nginx: Nginx) -> None:
     assert nginx.get("/plain/unchanged").incomplete is None
     nginx.get("/cached/whole?unchanged")
-    said = nginx.get("/cached/whole?unchanged", **{"If-None-Match": '"1"'})
-    assert (said.status, said.cache, said.incomplete) == ("304", "HIT", None)
+    found = nginx.get("/cached/whole?unchanged", **{"If-None-Match": '"1"'})
+    assert (found.status, found.cache, found.incomplete) == ("304", "HIT", None)
 
 
 def test_a_stale_response_after_a_failed_attempt_is_complete(nginx: Nginx) -> None:
     assert nginx.get("/stale/whole").cache == "MISS"
-    said = wait_until(
-        lambda: (said := nginx.get("/stale/whole?dead=1")).cache == "STALE" and said, 10, "STALE"
+    found = wait_until(
+        lambda: (found := nginx.get("/stale/whole?dead=1")).cache == "STALE" and found, 10, "STALE"
     )
-    assert (said.incomplete, said.attempts, said.route) == (None, ("502",), "/whole")
+    assert (found.incomplete, found.attempts, found.route) == (None, ("502",), "/whole")
 
 
 @pytest.mark.parametrize("kind", ["plain", "cached", "retried", "asked-again"])
-def test_a_body_that_the_upstream_cuts_off_is_its_own_fault(nginx: Nginx, kind: str) -> None:
-    said = nginx.get(f"/{kind}/cut")
-    assert (said.route, said.status, said.incomplete) == ("/cut", "200", "upstream")
-    assert said.bytes_sent < len(BODY)
+def test_a_body_that_the_upstream_cuts_off_has_the_cause_upstream(nginx: Nginx, kind: str) -> None:
+    found = nginx.get(f"/{kind}/cut")
+    assert (found.route, found.status, found.incomplete) == ("/cut", "200", "upstream")
+    assert found.bytes_sent < len(BODY)
 
 
-def test_a_client_that_leaves_is_to_blame(nginx: Nginx) -> None:
-    said = nginx.leave("/plain/silent", after=b"")
-    assert (said.status, said.attempts, said.incomplete) == ("499", ("none",), "client")
+def test_a_response_whose_client_leaves_has_the_cause_client(nginx: Nginx) -> None:
+    found = nginx.leave("/plain/silent", after=b"")
+    assert (found.status, found.attempts, found.incomplete) == ("499", ("none",), "client")
     for path in ("/plain/stuck", "/plain/large", "/cached/large", "/cached/large"):
-        said = nginx.leave(path, after=b"\r\n\r\n")
-        assert (said.status, said.incomplete) == ("200", "client"), path
-        assert 0 < said.bytes_sent < LARGE
+        found = nginx.leave(path, after=b"\r\n\r\n")
+        assert (found.status, found.incomplete) == ("200", "client"), path
+        assert 0 < found.bytes_sent < LARGE
 
 
-def test_a_response_that_nginx_could_not_write_to_its_cache_is_nginx_fault(nginx: Nginx) -> None:
+def test_a_response_that_nginx_cannot_write_to_its_cache_has_the_cause_nginx(
+    nginx: Nginx,
+) -> None:
     shutil.rmtree(nginx.folder / "cache")
     try:
         with pytest.raises(requests.ConnectionError):
             nginx.get("/cached/whole?lost")
-        said = nginx.logged()
-        assert (said.status, said.cache, said.bytes_sent) == ("200", "MISS", 0)
-        assert (said.route, said.incomplete) == ("/whole", "nginx")
+        found = nginx.logged()
+        assert (found.status, found.cache, found.bytes_sent) == ("200", "MISS", 0)
+        assert (found.route, found.incomplete) == ("/whole", "nginx")
         assert nginx.get("/cached/whole?lost", "HEAD").incomplete is None
     finally:
         (nginx.folder / "cache").mkdir()
 
 
-def test_a_location_names_the_route_of_what_flask_did_not_answer(nginx: Nginx) -> None:
+def test_a_location_names_the_route_of_responses_without_flask(nginx: Nginx) -> None:
     for path, status, route in (
         ("/", "404", "none"),
         ("/files/file.txt", "200", "static"),
@@ -296,13 +298,13 @@ def test_a_location_names_the_route_of_what_flask_did_not_answer(nginx: Nginx) -
         ("/named/whole", "502", "/named"),
         ("/plain/whole", "200", "/whole"),
     ):
-        said = nginx.get(path)
-        assert (said.status, said.route) == (status, route), path
+        found = nginx.get(path)
+        assert (found.status, found.route) == (status, route), path
 
 
 def test_a_request_that_nginx_does_not_understand_has_no_route(nginx: Nginx) -> None:
     with socket.create_connection(("127.0.0.1", nginx.port)) as client:
         client.sendall(b"nonsense\r\n\r\n")
         assert client.recv(4096)
-    said = nginx.logged()
-    assert (said.route, said.method, said.status) == ("none", "OTHER", "400")
+    found = nginx.logged()
+    assert (found.route, found.method, found.status) == ("none", "OTHER", "400")

@@ -12,7 +12,7 @@ from tests import sample
 
 @pytest.fixture(params=["app", "sample"])
 def client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FlaskClient:
-    """The sample application, and the app of the end-to-end tests, which must be its equal."""
+    """The sample application, and the app of the end-to-end tests, which must answer the same."""
     if request.param == "app" and not sample.is_in_place():
         pytest.skip("flask/ has another app than the sample")
     monkeypatch.syspath_prepend(str(ROOT / "tests" / "apps"))

@@ -21,6 +21,6 @@ def test_lines_are_placed_below_each_other_and_rows_have_headers() -> None:
     assert [each["id"] for each in built["panels"]] == list(range(1, 8))
 
 
-def test_widths_must_be_given_for_all_panels_of_a_line_or_none() -> None:
+def test_a_line_needs_a_width_for_each_of_its_panels_or_none() -> None:
     with pytest.raises(ValueError, match="shorter"):
         dashboard("uid", "T", "D.", variables=[], rows={"": [line(4, {}, {}, widths=[24])]})

@@ -1,4 +1,4 @@
-"""What the dashboards' less obvious queries say, evaluated by promtool on series made for it."""
+"""Results of the dashboards' less obvious queries, evaluated by promtool on scripted series."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_offload_leaves_out_routes_that_are_not_cached(prometheus: Prometheus) -
     prometheus.expect(query(cache.OFFLOAD), {"{}": 0.8}, at="0s", given=given)
 
 
-def test_percentiles_and_heatmaps_of_nothing_are_nothing(prometheus: Prometheus) -> None:
+def test_percentiles_and_heatmaps_without_observations_are_empty(prometheus: Prometheus) -> None:
     metric = "nginx_route_request_duration_seconds"
     given = {
         f'{metric}_bucket{{route="/", le="0.1"}}': "7x9",
@@ -135,7 +135,7 @@ def test_attempts_beyond_the_first_of_a_request_are_retries(prometheus: Promethe
     prometheus.expect(retries, {"{}": 1}, at="40s", given=given)
 
 
-def test_a_client_that_leaves_is_no_retry(prometheus: Prometheus) -> None:
+def test_a_client_that_leaves_does_not_count_as_a_retry(prometheus: Prometheus) -> None:
     attempts = 'nginx_route_upstream_attempts_total{route="/", status="%s"}'
     given = {
         attempts % 200: "0+10x9",
@@ -167,7 +167,7 @@ def test_a_route_is_compared_with_its_own_threshold_and_the_overview_with_the_ge
     prometheus.expect(own, {"{}": 5}, at="0s", given=given)
 
 
-def test_a_worker_is_stuck_that_holds_a_request_and_answered_none_for_half_a_minute(
+def test_a_worker_is_stuck_if_it_holds_a_request_and_answers_none_for_half_a_minute(
     prometheus: Prometheus,
 ) -> None:
     given = {'gunicorn_worker_threads{instance="a"}': "4x20"}
@@ -176,7 +176,7 @@ def test_a_worker_is_stuck_that_holds_a_request_and_answered_none_for_half_a_min
         ("busy", "1x20", "0+2x20"),
         ("full", "4x20", "0+2x20"),
         ("stuck", "2x20", "5x20"),
-        ("gone", "0x20", "5x20"),  # a slot left over from a reload, which no process has
+        ("gone", "0x20", "5x20"),  # a slot without a process, as after a reload
     ):
         labels = f'instance="a", worker="{worker}"'
         if worker != "gone":
@@ -228,7 +228,7 @@ def test_active_alerts_have_their_age_as_value(prometheus: Prometheus) -> None:
         ),
     ],
 )
-def test_an_annotation_stands_where_an_event_begins_only(
+def test_an_annotation_is_only_where_an_event_begins(
     prometheus: Prometheus, name: str, given: dict[str, str]
 ) -> None:
     begun = f"count({annotation(name)})"

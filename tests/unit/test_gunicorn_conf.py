@@ -101,7 +101,7 @@ def test_every_mistake_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None
     [
         # nginx gives up after FLASK_APP_TIMEOUT, and Compose and supervisor kill gunicorn then.
         ("GUNICORN_TIMEOUT", "61", "from 1 to 60 (FLASK_APP_TIMEOUT=65 less 5)"),
-        ("GUNICORN_TIMEOUT", "0", "from 1 to 60"),  # gunicorn's 0 is: no timeout at all
+        ("GUNICORN_TIMEOUT", "0", "from 1 to 60"),  # in gunicorn, 0 means no timeout
         ("GUNICORN_GRACEFUL_TIMEOUT", "61", "from 1 to 60 (FLASK_APP_TIMEOUT=65 less 5)"),
         ("GUNICORN_KEEPALIVE", "60", "from 61 to 2147483647, or 0 for no keep-alive"),
         ("FLASK_APP_TIMEOUT", "9", "from 10 to 2147483647"),
@@ -149,8 +149,8 @@ def test_longer_timeouts_are_allowed_once_nginx_waits_longer(
     assert (found["timeout"], found["graceful_timeout"], found["keepalive"]) == (295, 295, 0)
 
 
-def test_nginx_and_what_stops_it_read_the_same_limit() -> None:
-    """nginx's template, Compose and supervisor take FLASK_APP_TIMEOUT as their own number."""
+def test_nginx_compose_and_supervisor_have_the_same_limit() -> None:
+    """All three use FLASK_APP_TIMEOUT."""
     template = (ROOT / "nginx/templates/flask-app.conf.template").read_text()
     assert "proxy_read_timeout ${FLASK_APP_TIMEOUT}s;" in template
     assert f"keepalive_timeout {gunicorn_settings.NGINX_KEEPALIVE}s;" in template
@@ -180,7 +180,7 @@ def test_wrong_metrics_address_is_named(tmp_path: Path, bind: str) -> None:
         launcher.Launcher(tmp_path, bind, ended=lambda: None)
 
 
-def test_directory_of_another_gunicorn_is_refused_and_stays_as_it_is(
+def test_directory_of_another_gunicorn_is_refused_and_not_changed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(state, "LOCK_SECONDS", 0)

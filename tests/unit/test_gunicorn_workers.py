@@ -70,7 +70,7 @@ def slots(metrics: dict[str, float], name: str) -> set[str]:
     return {series[len(prefix) : -2] for series in metrics if series.startswith(prefix)}
 
 
-def assert_counters_went_on(before: dict[str, float], after: dict[str, float]) -> None:
+def assert_counters_continued(before: dict[str, float], after: dict[str, float]) -> None:
     for series, value in before.items():
         if series.partition("{")[0].endswith(("_total", "_count", "_sum", "_bucket")):
             assert after[series] >= value, series
@@ -133,7 +133,7 @@ def test_idle_connections_do_not_use_up_threads() -> None:
             wait_for_metrics(running, lambda m: total(m, IN_FLIGHT) == 4, "4 others in flight")
 
 
-def test_connection_stays_usable_after_a_body_that_the_app_does_not_read() -> None:
+def test_connection_stays_usable_after_an_unread_body() -> None:
     with gunicorn(GUNICORN_WORKERS="1") as running:
         connection = http.client.HTTPConnection(running.url.removeprefix("http://"), timeout=30)
         with contextlib.closing(connection):
@@ -144,7 +144,7 @@ def test_connection_stays_usable_after_a_body_that_the_app_does_not_read() -> No
                 assert (response.status, response.will_close) == (405, False)
 
 
-def test_clients_that_do_not_close_their_connections_delay_nobody() -> None:
+def test_clients_that_do_not_close_their_connections_delay_no_others() -> None:
     with gunicorn(GUNICORN_WORKERS="1") as running, ExitStack() as clients:
         host, _, port = running.url.removeprefix("http://").partition(":")
         refused = []
@@ -157,7 +157,7 @@ def test_clients_that_do_not_close_their_connections_delay_nobody() -> None:
 
 
 @of_every_kind
-def test_memory_and_cpu_are_those_of_proc(every_kind: Gunicorn) -> None:
+def test_memory_and_cpu_equal_those_in_proc(every_kind: Gunicorn) -> None:
     for _ in range(50):
         every_kind.get()
     metrics = every_kind.metrics()
@@ -176,7 +176,7 @@ def test_memory_and_cpu_are_those_of_proc(every_kind: Gunicorn) -> None:
 
 
 @of_every_kind
-def test_metrics_of_requests_are_those_of_the_workers(every_kind: Gunicorn) -> None:
+def test_flask_and_workers_count_the_same_requests(every_kind: Gunicorn) -> None:
     before = idle_metrics(every_kind)
     for path in ["/"] * 5 + ["/nothing-here", "/?status=503", "/flask-health-check"]:
         every_kind.get(path)
@@ -207,8 +207,8 @@ def test_worker_killed_under_load_leaves_nothing_in_flight(running: Gunicorn) ->
     )
     assert total(last, IN_FLIGHT) == 0
     assert exits(last) == {"exit": 0, "timeout": 0, "signal": 1}
-    assert_counters_went_on(before, after)
-    assert_counters_went_on(after, last)
+    assert_counters_continued(before, after)
+    assert_counters_continued(after, last)
 
 
 def test_stuck_sync_worker_counts_as_timeout() -> None:
@@ -241,13 +241,13 @@ def test_reloaded_workers_share_no_slot_and_the_slots_stay_bounded(running: Guni
     after = wait_for_metrics(running, lambda m: exits(m)["exit"] == 2, "the exits are counted")
     assert exits(after) == {"exit": 2, "timeout": 0, "signal": 0}
     assert slots(after, IN_FLIGHT) == set(second)
-    assert_counters_went_on(before, after)
+    assert_counters_continued(before, after)
 
     running.signal(signal.SIGHUP)
     wait_until(lambda: replaced(running, second), 15, "workers of the second reload")
     last = wait_for_metrics(running, lambda m: exits(m)["exit"] == 4, "their exits")
     assert slots(last, REQUESTS) <= {"1", "2", "3", "4"}
-    assert_counters_went_on(after, last)
+    assert_counters_continued(after, last)
 
 
 def _at_least(running: Gunicorn, count: int) -> dict[str, int]:
@@ -255,7 +255,7 @@ def _at_least(running: Gunicorn, count: int) -> dict[str, int]:
     return workers if len(workers) >= count else {}
 
 
-def test_recycled_workers_go_on_counting_in_their_slots() -> None:
+def test_recycled_workers_continue_the_counts_of_their_slots() -> None:
     # Without keep-alive, a worker does not wait for idle connections before it ends.
     settings = {"GUNICORN_MAX_REQUESTS": "4", "GUNICORN_KEEPALIVE": "0"}
     with gunicorn(GUNICORN_WORKERS="1", **settings) as running:
@@ -300,7 +300,7 @@ def test_killed_metrics_server_is_replaced(running: Gunicorn) -> None:
     before, first = running.metrics(), running.metrics_server()
     second = replace_metrics_server(running, first)
     replace_metrics_server(running, second)
-    assert_counters_went_on(before, running.metrics())
+    assert_counters_continued(before, running.metrics())
 
 
 def replace_metrics_server(running: Gunicorn, old: int) -> int:
@@ -404,5 +404,5 @@ def test_upgrade_by_usr2_is_refused_and_gunicorn_continues(running: Gunicorn) ->
     name = "flask_http_request_total"
     after = wait_for_metrics(running, lambda m: total(m, name) > total(before, name), "the count")
     assert running.workers() == workers
-    assert_counters_went_on(before, after)
+    assert_counters_continued(before, after)
     assert running.process.poll() is None

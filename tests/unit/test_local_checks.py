@@ -64,7 +64,7 @@ def test_mail_without_a_sender_or_server_is_refused() -> None:
         checks.check_settings(GOOD | {"ALERT_EMAIL_TO": "a@example.com"}, docker=False)
 
 
-def test_every_port_that_is_taken_is_named_inner_ones_too() -> None:
+def test_every_port_in_use_is_named_inner_ports_too() -> None:
     values = GOOD | {name: str(free_port()) for name in DEFAULT_PORTS}
     checks.check_ports(values, docker=False)
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("", 0)) as two:

@@ -12,7 +12,7 @@ from local import compose
 from local.settings import StackError
 
 IMAGES = {name: name.lower() for name in (*compose.BASE_IMAGES, *compose.SERVICE_IMAGES)}
-# Has the images whose names are files in its folder. Cannot pull: no registry answers.
+# A docker that has the images whose names are files in its folder, and reaches no registry.
 DOCKER = """#!/bin/sh
 folder=$(dirname "$0")
 case "$1 $2" in
@@ -39,22 +39,23 @@ def test_without_a_registry_local_images_are_used(
 ) -> None:
     assert folder
     compose._pull(IMAGES)
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for name in compose.BASE_IMAGES:
-        assert f"{IMAGES[name]} could not be pulled, so the one on this machine is used" in told
-    assert IMAGES["GRAFANA_IMAGE"] not in told  # its tag names one release, so it is not refreshed
+        assert f"{IMAGES[name]} could not be pulled, so the one on this machine is used" in output
+    # Its tag names one release, so it is not refreshed.
+    assert IMAGES["GRAFANA_IMAGE"] not in output
 
 
-def test_missing_images_are_all_named_with_the_way_without_them(folder: Path) -> None:
+def test_missing_images_are_all_named_and_local_processes_are_suggested(folder: Path) -> None:
     for name in ("GRAFANA_IMAGE", "NGINX_IMAGE"):
         (folder / IMAGES[name]).unlink()
     with pytest.raises(StackError) as caught:
         compose._pull(IMAGES)
-    told = str(caught.value)
-    assert "GRAFANA_IMAGE=grafana_image: no such host" in told
-    assert "NGINX_IMAGE=nginx_image: no such host" in told
-    assert "PROMETHEUS_IMAGE" not in told
-    assert "./stack up --local" in told
+    message = str(caught.value)
+    assert "GRAFANA_IMAGE=grafana_image: no such host" in message
+    assert "NGINX_IMAGE=nginx_image: no such host" in message
+    assert "PROMETHEUS_IMAGE" not in message
+    assert "./stack up --local" in message
 
 
 def test_refusals_are_found_although_other_checks_time_out(

@@ -62,7 +62,7 @@ class Site(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.versions = {VERSION}
         self.content = COMPLETE
-        self.cut_off: list[int] = []  # after so many bytes the next downloads break off
+        self.cut_off: list[int] = []  # the bytes after which each of the next downloads breaks off
         self.asked: list[str] = []  # the Range header of each download
         self.packages: list[dict[str, Any]] = [
             {"os": "deb", "arch": MACHINE, "url": "https://dl.grafana.com/x.deb", "sha256": "0"},
@@ -82,7 +82,7 @@ class Site(ThreadingHTTPServer):
 
     @property
     def settings(self) -> dict[str, str]:
-        """What makes `./stack grafana` come here."""
+        """The settings with which `./stack grafana` uses this site."""
         return {
             "GRAFANA_IMAGE": f"grafana/grafana:{VERSION}",
             "GRAFANA_VERSIONS_URL": f"{self.url}/api/grafana/versions",
@@ -137,16 +137,16 @@ def site() -> Iterator[Site]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the archives and the unpacked Grafana are: not this checkout's own."""
+    """The folder of the archives and of the unpacked Grafana, instead of this checkout's own."""
     monkeypatch.setattr(settings, "LOCAL", tmp_path)
     return tmp_path / "grafana"
 
 
 def install(site: Site) -> list[str]:
-    """Install from the site; returns what was said."""
-    said: list[str] = []
-    grafana.install(site.settings, said.append)
-    return said
+    """Install from the site; returns the progress messages."""
+    messages: list[str] = []
+    grafana.install(site.settings, messages.append)
+    return messages
 
 
 def content(folder: Path) -> set[str]:
@@ -154,11 +154,11 @@ def content(folder: Path) -> set[str]:
 
 
 def test_grafana_is_fetched_checked_and_unpacked(site: Site, folder: Path) -> None:
-    said = "\n".join(install(site))
+    messages = "\n".join(install(site))
     assert (folder / VERSION / "bin" / "grafana").read_bytes() == SERVER
     assert os.access(folder / VERSION / "bin" / "grafana", os.X_OK)
-    assert "3 MB" in said
-    assert "100 %" in said
+    assert "3 MB" in messages
+    assert "100 %" in messages
     assert content(folder) == {VERSION}
 
 
@@ -180,7 +180,7 @@ def test_local_processes_use_what_was_fetched(site: Site, folder: Path, tmp_path
     assert env["GF_PATHS_BUNDLED_PLUGINS"] == str(home / "data" / "plugins-bundled")
 
 
-def test_a_wrong_checksum_leaves_nothing_behind(site: Site, folder: Path) -> None:
+def test_an_archive_with_a_wrong_checksum_is_removed(site: Site, folder: Path) -> None:
     site.content = package({"bin/grafana": b"something else"})
     with pytest.raises(StackError, match=r"SHA-256 is \w+, grafana.com lists"):
         install(site)
@@ -191,15 +191,13 @@ def test_a_wrong_checksum_leaves_nothing_behind(site: Site, folder: Path) -> Non
 
 def test_a_download_that_breaks_off_is_continued(site: Site, folder: Path) -> None:
     site.cut_off = [1_000_000]
-    said = install(site)
+    messages = install(site)
     assert site.asked == ["", "bytes=1000000-"]
-    assert any("broke off" in line for line in said)
+    assert any("broke off" in line for line in messages)
     assert content(folder) == {VERSION}
 
 
-def test_the_next_command_continues_what_this_one_could_not_finish(
-    site: Site, folder: Path
-) -> None:
+def test_the_next_command_continues_an_unfinished_download(site: Site, folder: Path) -> None:
     site.cut_off = [500_000] * grafana.ATTEMPTS
     with pytest.raises(StackError, match=r"\./stack grafana continues it"):
         install(site)
@@ -216,7 +214,7 @@ def test_a_complete_archive_is_not_fetched_again(site: Site, folder: Path) -> No
     assert content(folder) == {VERSION}
 
 
-def test_an_archive_that_cannot_be_unpacked_leaves_no_folder(site: Site, folder: Path) -> None:
+def test_an_archive_that_cannot_be_unpacked_makes_no_folder(site: Site, folder: Path) -> None:
     site.content = COMPLETE[: len(COMPLETE) // 2]
     site.packages[-1]["sha256"] = hashlib.sha256(site.content).hexdigest()
     with pytest.raises(StackError, match="could not be unpacked"):
@@ -239,7 +237,7 @@ def test_an_unknown_version_is_named(site: Site, folder: Path) -> None:
     assert content(folder) == set()
 
 
-def test_a_tag_that_is_no_version_is_refused(site: Site, folder: Path) -> None:
+def test_a_tag_that_is_not_a_version_is_refused(site: Site, folder: Path) -> None:
     values = site.settings | {"GRAFANA_IMAGE": "grafana/grafana:latest"}
     with pytest.raises(StackError, match="'latest': expected a version"):
         grafana.install(values, print)
@@ -248,7 +246,7 @@ def test_a_tag_that_is_no_version_is_refused(site: Site, folder: Path) -> None:
 
 @pytest.mark.usefixtures("folder")
 def test_a_version_without_a_package_for_this_machine_is_named(site: Site) -> None:
-    del site.packages[-1]  # what is left is a .deb, and an address that is known to change
+    del site.packages[-1]  # leaves a .deb, and an archive at an address whose content changes
     with pytest.raises(StackError, match=f"lists no archive .* linux/{MACHINE}"):
         install(site)
 
@@ -275,7 +273,7 @@ def test_two_at_once_fetch_it_once(site: Site, folder: Path) -> None:
     assert content(folder) == {VERSION}
 
 
-def test_the_command_adds_grafana_to_what_runs(site: Site) -> None:
+def test_the_command_adds_grafana_to_the_running_stack(site: Site) -> None:
     """In this checkout's own `.local/`, under a version that no Grafana has."""
     version = f"0.0.{site.server_port}"
     site.versions.add(version)

@@ -62,13 +62,13 @@ def test_a_program_put_on_path_later_is_used_and_reported(folder: Path, tmp_path
     link = tmp_path / "bin" / "prometheus"
     assert link.resolve() == fetched / "prometheus"
     install(folder, "prometheus")
-    told: list[str] = []
-    packages.ensure_programs(told.append)
+    messages: list[str] = []
+    packages.ensure_programs(messages.append)
     assert link.resolve() == folder / "prometheus"
-    assert told == [f"prometheus is now {folder}/prometheus, no longer {fetched}/prometheus"]
+    assert messages == [f"prometheus is now {folder}/prometheus, no longer {fetched}/prometheus"]
 
 
-def test_our_own_links_on_path_are_not_taken_for_programs(
+def test_our_own_links_on_path_do_not_count_as_programs(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(folder, *packages.PROGRAMS)

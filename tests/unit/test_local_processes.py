@@ -1,4 +1,4 @@
-"""What `./stack` says about unhealthy services, and about folders in which none can run."""
+"""Messages of `./stack` about unhealthy services, and about folders in which none can run."""
 
 from __future__ import annotations
 
@@ -56,6 +56,6 @@ def test_a_health_check_uses_no_proxy(server: str, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("name", ["my folder", "it's", "50%", "a;b", "x" * 100])
-def test_a_path_that_supervisor_cannot_take_is_refused(name: str) -> None:
+def test_a_path_that_supervisor_cannot_use_is_refused(name: str) -> None:
     with pytest.raises(StackError, match="STACK_RUN_DIR"):
         Processes(Path("/run", name)).check_paths()

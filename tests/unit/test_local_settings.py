@@ -23,7 +23,7 @@ def test_defaults_are_the_documented_ports() -> None:
     assert ports["GRAFANA_PORT"] == 3000
 
 
-def test_a_range_of_ports_means_its_first() -> None:
+def test_the_first_port_of_a_range_is_used() -> None:
     assert settings.ports({"FLASK_PORT": "8100-8109"})["FLASK_PORT"] == 8100
 
 

@@ -22,7 +22,7 @@ from local.versions import Program, version
         ("hello", "unknown"),
     ],
 )
-def test_a_version_is_read_from_what_the_program_prints(
+def test_a_version_is_read_from_the_programs_output(
     tmp_path: Path, printed: str, expected: str
 ) -> None:
     program = tmp_path / "program"

@@ -45,7 +45,7 @@ worker_class = "sync"
 
 
 def run(*command: str | Path, **options: object) -> str:
-    """A command's output; where it fails, the test does, with what it said."""
+    """Run a command and return its output; if it fails, fail the test with the output."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -87,7 +87,7 @@ def install(folder: Path, *requirements: str | Path) -> Path:
 
 @contextmanager
 def running(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> Iterator[None]:
-    """Runs a program that finds nothing of this project beside what is installed."""
+    """Runs a program that finds no other files of this project than the installed ones."""
     with subprocess.Popen(command, cwd=cwd, env=env or {}) as process:
         try:
             yield
@@ -96,7 +96,7 @@ def running(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) 
 
 
 def get(url: str) -> requests.Response:
-    """The answer of a server, once it gives one."""
+    """The answer of a server, as soon as it answers."""
     return wait_until(lambda: requests.get(url, timeout=5), 60, url)
 
 
@@ -140,7 +140,7 @@ def test_pip_installs_a_package_from_its_folder(tmp_path: Path) -> None:
     )
 
 
-def test_the_exporter_runs_alone_with_the_oldest_and_newest_it_admits(
+def test_the_exporter_runs_alone_with_the_oldest_and_newest_dependencies(
     wheels: dict[Path, Path], tmp_path: Path
 ) -> None:
     log = tmp_path / "access.log"

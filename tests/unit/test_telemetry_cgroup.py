@@ -1,4 +1,4 @@
-"""The metrics of a container's limits, from files as cgroup v2 and v1 have them."""
+"""The metrics of a container's limits, from files in the formats of cgroup v2 and v1."""
 
 from pathlib import Path
 
@@ -68,7 +68,7 @@ def test_metrics_are_absent_without_a_limit(
     assert collect(tmp_path, files | unlimited).keys() == exported
 
 
-def test_own_group_is_read_where_the_mount_shows_all_groups(tmp_path: Path) -> None:
+def test_own_group_is_read_if_the_mount_shows_all_groups(tmp_path: Path) -> None:
     """A service of systemd with a memory limit, on a machine without containers."""
     own = {"proc/self/cgroup": "0::/system.slice/flask.service\n"}
     of_service = {
@@ -81,5 +81,5 @@ def test_own_group_is_read_where_the_mount_shows_all_groups(tmp_path: Path) -> N
     )
 
 
-def test_nothing_is_exported_where_there_are_no_control_groups(tmp_path: Path) -> None:
+def test_nothing_is_exported_without_control_groups(tmp_path: Path) -> None:
     assert collect(tmp_path, {}) == {}

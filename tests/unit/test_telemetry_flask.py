@@ -1,4 +1,4 @@
-"""What FlaskMetrics does to a Flask application, with and without gunicorn."""
+"""FlaskMetrics in a Flask application, with and without gunicorn."""
 
 from collections.abc import Callable
 

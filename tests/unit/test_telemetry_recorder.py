@@ -18,7 +18,7 @@ from gunicorn_flask_telemetry.recorder import _status
         (ValueError("the application's"), 500),
     ],
 )
-def test_status_is_what_the_client_was_sent_or_would_have_been(
+def test_status_is_the_one_that_the_client_got_or_would_have_got(
     error: Exception, status: int
 ) -> None:
     begun = SimpleNamespace(status="200 OK", status_code=200, headers_sent=False)

@@ -1,4 +1,4 @@
-"""What a request leaves in the metrics and in the log of a real gunicorn."""
+"""The metrics and log lines of requests to a real gunicorn."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def trusting_nobody() -> Iterator[Gunicorn]:
 
 @pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="runs under pytest-xdist only")
 def test_pytest_xdist_runs_these_tests_in_one_process(request: pytest.FixtureRequest) -> None:
-    """pytest 9.2 broke this without a message, so that each process started all stacks."""
+    """pytest 9.2 broke this without a message: each process started all stacks."""
     assert request.node.nodeid.endswith("@gunicorn-requests")
 
 
@@ -90,7 +90,7 @@ def test_exception_in_the_middle_of_a_response_is_counted(running: Gunicorn) -> 
     assert changed["flask_http_request_total" + labels("/info", 200)] == 1
 
 
-def test_duration_is_the_requests(running: Gunicorn) -> None:
+def test_duration_is_that_of_the_request(running: Gunicorn) -> None:
     changed = difference(running, lambda: running.get("/info?sleep=0.3"))
     assert 0.3 <= changed["flask_http_request_duration_seconds_sum" + labels("/info", 200)] < 3
     assert 0.3 <= total(changed, "gunicorn_worker_busy_seconds_total") < 3
@@ -124,7 +124,7 @@ def test_queue_time_counts_from_the_proxys_start_header(running: Gunicorn) -> No
 
 
 @pytest.mark.parametrize("start", ["", "soon", "nan", "-inf", "0", "1e400", "{future}", "{old}"])
-def test_start_that_cannot_be_is_ignored(running: Gunicorn, start: str) -> None:
+def test_impossible_start_is_ignored(running: Gunicorn, start: str) -> None:
     start = start.format(future=time.time() + 60, old=time.time() - 3600)
     changed = difference(running, lambda: running.get(headers={"X-Request-Start": start}))
     assert f"{QUEUE}_count" not in changed

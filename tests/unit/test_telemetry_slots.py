@@ -1,4 +1,4 @@
-"""Slots: which worker gets which, and what they contain after a worker has ended."""
+"""Slots: which worker gets which slot, and what a slot contains after its worker has ended."""
 
 import subprocess
 import sys

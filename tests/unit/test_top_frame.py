@@ -1,4 +1,4 @@
-"""What ./stack top draws: numbers, characters, order and size."""
+"""The frames of ./stack top: numbers, characters, order and size."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def on(
     return Canvas(symbols, "here", width, height)
 
 
-def test_a_frame_holds_every_part() -> None:
+def test_a_frame_contains_every_part() -> None:
     text = drawn()
     for part in (
         "39.0",
@@ -154,21 +154,21 @@ def test_without_unicode_every_character_is_ascii() -> None:
     assert "/gr??e" in drawn(odd, canvas=on(symbols=words.ASCII))
 
 
-def test_names_can_not_send_commands_to_the_terminal() -> None:
+def test_names_cannot_send_commands_to_the_terminal() -> None:
     evil = dataclasses.replace(SNAPSHOT, routes=[route("/\x1b[2J[red]x")])
     text = drawn(evil)
     assert "\x1b" not in text
     assert "/?[2J[red]x" in text
 
 
-def test_without_colours_what_is_beyond_its_threshold_still_differs() -> None:
+def test_without_colours_numbers_beyond_their_threshold_differ() -> None:
     text = drawn()
     assert "\x1b" not in text
     assert "36.0 %!" in text
     assert "25.2 %!" not in text
 
 
-def test_in_colour_what_is_beyond_its_threshold_is_red_and_the_rest_green() -> None:
+def test_in_colour_numbers_beyond_their_threshold_are_red_and_the_others_green() -> None:
     text = drawn(colours="standard")
     assert "\x1b[1;31m36.0 %!" in text
     assert "\x1b[1;32m25.2 %" in text
@@ -190,7 +190,7 @@ def test_scrolling_ends_with_the_last_route() -> None:
 
 @pytest.mark.parametrize("sort", SORTS)
 @pytest.mark.parametrize("reverse", [False, True])
-def test_what_is_no_route_stays_last_however_it_is_sorted(sort: str, *, reverse: bool) -> None:
+def test_rows_that_are_not_routes_stay_last_in_every_order(sort: str, *, reverse: bool) -> None:
     view = View(sort=sort, reverse=reverse)
     lines = drawn(view=view).splitlines()
     rows = [line.split()[0] for line in lines if line.startswith(("/", "none"))]
@@ -228,14 +228,14 @@ def test_an_idle_stack_says_so_in_place_of_numbers() -> None:
     assert "No alert is active" in text
 
 
-def test_a_problem_stands_in_the_first_line() -> None:
+def test_the_first_line_shows_a_problem() -> None:
     view = View(live=True, problem="no news for 12 s: Prometheus does not answer")
     assert "no news for 12 s" in drawn(view=view).splitlines()[0]
     down = dataclasses.replace(SNAPSHOT, targets_down=["flask-app"])
     assert "not scraped: flask-app" in drawn(down, canvas=on(120)).splitlines()[0]
 
 
-def test_replicas_are_told_apart() -> None:
+def test_workers_of_several_replicas_have_their_instance() -> None:
     two = [worker(1), worker(1, instance="10.0.0.2:9200")]
     text = drawn(dataclasses.replace(SNAPSHOT, workers=two))
     assert "1 · 10.0.0.2:9200" in text
@@ -245,7 +245,7 @@ def test_replicas_are_told_apart() -> None:
     ("value", "text"),
     [(0, "0 %"), (1, "100 %"), (0.00001, "0.01 %"), (0.0026, "0.26 %"), (0.9999999, "99.99 %")],
 )
-def test_a_share_is_0_or_100_percent_only_where_it_is_exactly_that(value: float, text: str) -> None:
+def test_only_0_and_1_show_as_0_and_100_percent(value: float, text: str) -> None:
     assert words.share(value) == text
 
 
@@ -298,7 +298,7 @@ def test_bars(share: float | None, bar: str) -> None:
         ({}, "utf-8", True),
         ({"LANG": "de_DE.utf8"}, "UTF-8", True),
         ({"LANG": "en_US.UTF-8", "LC_ALL": "C"}, "utf-8", False),
-        ({"LANG": "C", "LC_CTYPE": "C.UTF-8"}, "utf-8", False),  # Python's doing, not the user's
+        ({"LANG": "C", "LC_CTYPE": "C.UTF-8"}, "utf-8", False),  # Python set it, not the user
         ({"LANG": "C", "LC_CTYPE": "en_US.UTF-8"}, "utf-8", True),
         ({"LC_CTYPE": "C.UTF-8"}, "utf-8", True),
         ({"LANG": "en_US.ISO-8859-1"}, "iso-8859-1", False),

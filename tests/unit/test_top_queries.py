@@ -1,4 +1,4 @@
-"""What ./stack top asks for is what the dashboards show: compared by promtool, and by name."""
+"""The queries of ./stack top agree with the dashboards': compared by promtool, and by name."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ SERIES = {
     f'{REQUESTS}, route="/a", status="200", cache="STALE"}}': "0+2x200",
     f'{REQUESTS}, route="/a", status="200", cache="REVALIDATED"}}': "0+3x200",
     f'{REQUESTS}, route="/b", status="200", cache="NONE"}}': "0+20x200",
-    # Born with a value, some minutes before the evaluation.
+    # Appears with a value, some minutes before the evaluation.
     f'{REQUESTS}, route="/b", status="500", cache="NONE"}}': "_x90 7+5x110",
-    # Not errors: what nginx refused itself, and what clients broke off. Errors: cut off by Flask.
+    # Requests that nginx refused and responses that clients broke off are not errors. Responses
+    # that Flask cut off are errors.
     f'{REQUESTS}, route="none", status="501", cache="NONE"}}': "0+4x200",
     f'{REQUESTS}, route="none", status="502", cache="NONE"}}': "0+6x200",
     f'{INCOMPLETE}, route="/a", cache="MISS", cause="upstream"}}': "0+2x200",
@@ -47,7 +48,7 @@ SERIES = {
         for name, values in (("busy_seconds_total", busy), ("start_time_seconds", "1x200"))
     },
 }
-# By what they are matched; the recorded rule; the same over a window of the reader's choice.
+# The labels to match by, the recorded rule, and the query of top for the same figure.
 PAIRS = [
     ("route", "route:nginx_requests:rate5m", routes.requests("5m")),
     ("route", "route:nginx_errors:ratio_rate5m", routes.error_ratio("5m")),
@@ -70,7 +71,7 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize(("labels", "recorded", "asked"), PAIRS)
-def test_a_figure_is_that_of_the_recorded_rule(
+def test_a_figure_equals_the_recorded_rule(
     labels: str, recorded: str, asked: str, tmp_path: Path
 ) -> None:
     expected = EXPECTED[labels]
@@ -114,7 +115,7 @@ def test_no_variable_of_grafana_is_left_in_a_query(window: str) -> None:
 def test_the_window_is_in_every_rate(window: str) -> None:
     for name, expression in expressions(window).items():
         windows = set(re.findall(r"\[(\d+[smh])", expression))
-        # Whether a worker is stuck is a matter of half a minute, whatever the reader looks at.
+        # A worker counts as stuck after half a minute, whatever the window is.
         assert windows <= ({"30s"} if name == "worker state" else {window}), name
 
 
@@ -134,5 +135,5 @@ def test_the_top_line_has_the_limits_of_the_overview(name: str) -> None:
 
 
 def test_the_slowest_route_is_compared_with_its_own_limit() -> None:
-    """The overview asks for the slowest route of five minutes; the window may have another one."""
+    """The overview shows the slowest route of five minutes; another window may have another one."""
     assert HEADLINE["p95_seconds"].limit == routes.P95_LIMIT

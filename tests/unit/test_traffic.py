@@ -21,7 +21,7 @@ PLAIN = Scenario("", "", ("/a", "/b"), rate=100, duration=1)
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Counts requests by path; `answer` says what is done with one."""
+    """Counts requests by path; its attributes decide how it answers them."""
 
     daemon_threads = True
 
@@ -76,7 +76,7 @@ def sent(server: Server, scenario: Scenario, rate: float, duration: float) -> Tr
     return run
 
 
-def test_what_is_reported_as_sent_is_what_the_server_counted(server: Server) -> None:
+def test_reported_counts_equal_those_of_the_server(server: Server) -> None:
     run = sent(server, PLAIN, rate=100, duration=1)
     assert run.sent == 100
     assert server.requests == {"/a": 50, "/b": 50}
@@ -105,7 +105,7 @@ def test_a_burst_multiplies_the_rate_for_a_while() -> None:
     assert sum(moment % 4 >= 1 for moment in due) == pytest.approx(60, abs=2)
 
 
-def test_a_slow_server_gets_no_more_than_the_connections_can_carry(server: Server) -> None:
+def test_a_slow_server_gets_one_request_at_a_time_per_connection(server: Server) -> None:
     server.wait = 0.2
     run = sent(server, dataclasses.replace(PLAIN, connections=2), rate=100, duration=1)
     assert 0 < run.sent <= 14
@@ -138,7 +138,7 @@ def test_an_address_where_nothing_answers_is_an_error(capsys: pytest.CaptureFixt
     assert "nothing answered" in capsys.readouterr().err
 
 
-def test_stop_waits_for_the_answers_under_way(server: Server) -> None:
+def test_stop_waits_for_requests_in_flight(server: Server) -> None:
     server.wait = 0.3
     run = Traffic(server.url, PLAIN, rate=50, duration=60)
     running = threading.Thread(target=run.run, args=(lambda _: None,))

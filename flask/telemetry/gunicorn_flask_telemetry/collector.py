@@ -37,7 +37,7 @@ class Process(NamedTuple):
 
     @classmethod
     def read(cls, pid: int) -> Self | None:
-        """Return the process, or None if it has ended; a zombie has."""
+        """Return the process, or None if it has ended or is a zombie."""
         try:
             stat = Path(f"/proc/{pid}/stat").read_text()
         except (FileNotFoundError, ProcessLookupError):
@@ -162,7 +162,7 @@ def _resources(readings: list[slots.Reading], processes: dict[int, Process]) -> 
             started.add_metric(labels, reading.start_time)
             cpu.add_metric(labels, reading.cpu_seconds + process.cpu_seconds)
         elif not reading.pid:
-            # A worker that is dead but not yet released has its time in neither place: skip it.
+            # The time of a worker that is dead but not yet released is in neither place: skip it.
             cpu.add_metric(labels, reading.cpu_seconds)
     yield memory
     yield cpu

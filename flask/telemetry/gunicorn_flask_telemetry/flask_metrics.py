@@ -16,8 +16,8 @@ from prometheus_flask_exporter import PrometheusMetrics
 
 from gunicorn_flask_telemetry.recorder import METHODS, ROUTE_KEY
 
-# The route of a request that no URL rule took: the answer is 404, or 405 if a rule has the path but
-# not the method.
+# The route of a request that matches no URL rule: the answer is 404, or 405 if a rule has the path
+# but not the method.
 UNMATCHED = "unmatched"
 
 

@@ -136,7 +136,7 @@ class Recorder:
         histogram.observe(seconds)
 
     def _observe_queue(self, proxied: str, started_at: float) -> None:
-        """Count the time since nginx's $msec, unless that is no number or cannot be right."""
+        """Count the time since nginx's $msec, unless that is not a number or impossible."""
         try:
             seconds = started_at - float(proxied)
         except ValueError:
@@ -146,7 +146,7 @@ class Recorder:
 
 
 def _status(response: Response | None) -> int:
-    """Return the status that the client was sent, or would have been sent had it stayed."""
+    """Return the status that the client got, or would have got if it had stayed connected."""
     if response is None or response.status is None:
         return INTERNAL_SERVER_ERROR
     if not response.headers_sent and not _client_left(sys.exception()):

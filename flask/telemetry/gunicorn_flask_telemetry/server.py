@@ -1,7 +1,7 @@
 """Serves /metrics in a process of its own, so that a scrape is answered when every worker is busy.
 
-The workers are what gets stuck. A thread in the arbiter would not do either: each fork of a worker
-would copy the locks that this thread holds at that moment.
+A worker cannot serve it, because it may be stuck. A thread in the arbiter cannot either: each fork
+would copy the locks that the thread holds at that moment into the new worker.
 """
 
 import argparse
@@ -44,7 +44,8 @@ def main() -> None:
     threading.Thread(target=_exit_with_arbiter, daemon=True).start()
     time.sleep(arguments.delay)
     registry = CollectorRegistry()
-    # In the reverse order of the workers' writes: every counted request is in its histogram.
+    # Read in the reverse order of the workers' writes, so that every counted request is in its
+    # histogram.
     registry.register(WorkerCollector(arguments.directory, map(_socket, arguments.listener_fds)))
     registry.register(RequestCollector(arguments.directory))
     registry.register(CgroupCollector())
@@ -67,7 +68,7 @@ def _socket(file: int) -> socket.socket:
 
 
 def _exit_with_arbiter() -> None:
-    # However the arbiter ends, SIGKILL included, the kernel closes its end.
+    # When the arbiter ends, even by SIGKILL, the kernel closes the arbiter's end of the pipe.
     sys.stdin.buffer.read()
     os._exit(0)
 

@@ -139,7 +139,7 @@ def read(path: Path) -> Reading:
         busy = values[HEADER::THREAD].tolist()
         return Reading(
             number=_number(path),
-            # In the reverse order of release(): an exit that is counted is over.
+            # Read in the reverse order of release(), so that a counted exit is complete.
             exits={reason: values[at] for reason, at in zip(REASONS, EXITS, strict=True)},
             pid=int(values[PID]),
             start_time=values[START_TIME],

@@ -171,7 +171,7 @@ TARGETS_BY_INSTANCE = Signal(
         "replica before it was added. Grafana is scraped only where it runs."
     ),
     unit="short",
-    # Only the replicas of flask-app need their addresses to be told apart.
+    # Only flask-app has replicas, so only its targets need their addresses.
     queries=(
         Query('up{job!="flask-app"}', "{{job}}"),
         Query('up{job="flask-app"}', "{{job}} · {{instance}}"),

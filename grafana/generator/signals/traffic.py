@@ -41,9 +41,10 @@ REQUEST_RATE = Signal(
 ERROR_RATIO = Signal(
     title="Error ratio",
     description=(
-        "Share of requests answered with 5xx, over 5 minutes; the alert reads the same number. "
-        "Normal is 0; red is above the alert's threshold. *Traffic* shows when it began, "
-        "*Upstream* whether Flask failed or could not be reached."
+        "Share of requests that failed, over 5 minutes: answered with 5xx, or with an incomplete "
+        "response that the client did not break off. The alert reads the same number. Normal is 0; "
+        "red is above the alert's threshold. *Traffic* shows when it began, *Upstream* whether "
+        "Flask failed or could not be reached."
     ),
     unit="percentunit",
     queries=(

@@ -1,6 +1,6 @@
 """Measures nginx's caches: how full they are, and how much they evict.
 
-nginx tells nobody, so the exporter scans the cache's folder. The limits are read from the
+nginx does not report this, so the exporter scans the cache's folder. It reads the limits from the
 `proxy_cache_path` directives that nginx itself reads.
 """
 
@@ -133,7 +133,7 @@ def _entries(folder: str) -> Iterator[tuple[str, os.stat_result]]:
 
 
 class CacheMetrics(Collector):
-    """Scans caches now and then, in a thread of its own.
+    """Scans caches at intervals, in a thread of its own.
 
     Args:
         caches: the zones to scan.
@@ -146,7 +146,7 @@ class CacheMetrics(Collector):
         self._failures: set[str] = set()
 
     def start(self) -> None:
-        """Scans now, and from time to time until the process ends."""
+        """Scans now, and at intervals until the process ends."""
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
@@ -172,9 +172,9 @@ class CacheMetrics(Collector):
                 self._scans[zone.name] = found
 
     def collect(self) -> Iterator[Metric]:
-        """Yields the metrics of the last scan; of a cache that can't be scanned, its limits."""
+        """Yields the metrics of the last scan; for a cache that can't be scanned, its limits."""
         capacity = _gauge("keys_capacity", "About how many entries the zone's memory holds.")
-        maximum = _gauge("max_size_bytes", "Size above which nginx evicts entries; absent without.")
+        maximum = _gauge("max_size_bytes", "Size above which nginx evicts entries.")
         entries = _gauge("entries", "Entries in the cache.")
         size = _gauge("size_bytes", "Disk space of the entries.")
         oldest = _gauge(
@@ -202,7 +202,7 @@ class CacheMetrics(Collector):
 def evicted(before: Scan, after: Scan, inactive: float) -> int:
     """Counts the entries that vanished between two scans while younger than `inactive` seconds.
 
-    An older one may have gone because nobody asked for it, which nginx alone knows.
+    nginx may have removed an older one because nobody asked for it; only nginx knows.
     """
     youngest_expired = time.time() - inactive
     kept = set(after.keys)

@@ -2,7 +2,7 @@
 
 Every line is counted exactly once. After each chunk of the log, the exporter saves its counts
 together with the position they reach, in one file beside the log, and only then frees the chunk.
-However it ends, the next exporter goes on from that position, and no counter starts from zero.
+Even after a kill, the next exporter continues from that position, and no counter starts from zero.
 """
 
 import argparse
@@ -42,7 +42,7 @@ CHECKPOINT_VERSION: Final = 1
 DESCRIPTION: Final = f"""
 Exports nginx's requests by route and cache status to Prometheus. It reads an access log in the
 format {MARKERS} (see the README) and CONSUMES it: what was read is erased from the file. A file in
-another format is refused and left as it is.
+another format is refused and not changed.
 """
 
 logger = logging.getLogger("nginx_access_exporter")
@@ -212,7 +212,7 @@ def listen_address(text: str) -> tuple[str, int]:
     """Reads HOST:PORT; an empty host means all addresses.
 
     Raises:
-        ValueError: the port is missing or is no number.
+        ValueError: the port is missing or not a number.
     """
     host, _, port = text.rpartition(":")
     return host, int(port)

@@ -2,8 +2,8 @@
 
 Its fields, separated by tabs, are: marker, request method, route, status, cache status, request
 time, upstream connect, header and response time, upstream status, bytes sent, request completion,
-and the lengths of the upstream's body, announced and received. nginx writes `-` for what a request
-did not have. Times are seconds with three decimals.
+and the lengths of the upstream's body, announced and received. nginx writes `-` for a value that a
+request does not have. Times are seconds with three decimals.
 
 The marker is the name and version of the format. No other log has it, so a line without it belongs
 to another log.
@@ -22,7 +22,7 @@ CACHE_STATUSES: Final = frozenset(
 # With these the body came from the cache, even where the upstream was asked.
 BODY_FROM_CACHE: Final = frozenset(("HIT", "STALE", "UPDATING", "REVALIDATED"))
 
-# Label values that are not nginx's words.
+# Label values that nginx does not use itself.
 NO_ROUTE: Final = "none"
 OVERFLOW: Final = "overflow"
 NO_CACHE_STATUS: Final = "NONE"
@@ -62,8 +62,8 @@ _STATUS = re.compile(r"\d{3}")
 _TIME = re.compile(r"(\d+)\.(\d{3})")
 _LENGTH = re.compile(r"\d{1,18}", re.ASCII)
 _ESCAPED_BYTE = re.compile(rb"\\x([0-9A-F]{2})")
-# nginx separates the servers it tried by ", ", and what came before and after an internal redirect
-# by " : ". Nothing follows that where no server was needed after the redirect.
+# nginx separates attempts by ", ", and the attempts before and after an internal redirect by " : ".
+# If nginx needed no server after the redirect, nothing follows the " : ".
 _LIST_SEPARATOR = re.compile(r", | : ")
 
 
@@ -126,8 +126,8 @@ def _completed(text: str) -> bool:
 def _is_cut_off(request: Request, announced: str, received: str) -> bool:
     """Whether the upstream sent less than it announced, and the client therefore got less.
 
-    nginx takes the early end of an upstream's body for a normal one. A chunked body has no
-    announced length, so nothing in the log tells that it was cut off.
+    To nginx, the early end of an upstream's body is a normal end. A chunked body has no announced
+    length, so the log does not show that it was cut off.
     """
     has_body = request.method != "HEAD" and request.attempts[-1:] != (_NOT_MODIFIED,)
     if not has_body or request.cache in BODY_FROM_CACHE or not _LENGTH.fullmatch(announced):
@@ -138,7 +138,7 @@ def _is_cut_off(request: Request, announced: str, received: str) -> bool:
 
 
 def _who_ended(request: Request) -> str | None:
-    """Who ended a request that nginx did not complete; None where the client missed nothing."""
+    """Who ended a request that nginx did not complete; None if the client got everything."""
     if request.status == _CLIENT_CLOSED_REQUEST:
         return "client"
     # nginx failed before it sent anything: it could not write to its cache, for example.

@@ -15,12 +15,12 @@ from typing import Final, NamedTuple
 
 CHUNK_BYTES: Final = 1 << 18
 
-# On a file system without holes, the file is emptied when it was read to its end and is larger than
-# this. A line that nginx writes in the microseconds between the two is lost.
+# If the file system cannot punch holes, the exporter empties the file after it has read it to its
+# end, once the file is larger than this. A line that nginx writes in between is lost.
 MAX_BYTES_WITHOUT_HOLES: Final = 16 << 20
 
 # Chunks that begin with a line of another format are read up to this much in all: one stray line in
-# our log must not stop the metrics. Beyond it, the file is taken for another program's.
+# our log must not stop the metrics. Beyond that, the file belongs to another program.
 MAX_STRAY_BYTES: Final = CHUNK_BYTES
 
 # A renamed log is still read for this long, until every nginx worker has reopened the new one.
@@ -107,7 +107,8 @@ class AccessLog:
                 return
             self._makes_holes = False
             logger.warning(
-                "no holes in %s (%s): it will be emptied every %d bytes, which can lose a line",
+                "can't punch holes in %s (%s): emptying it every %d bytes instead, which can lose "
+                "a line",
                 self._path,
                 os.strerror(ctypes.get_errno()),
                 MAX_BYTES_WITHOUT_HOLES,
@@ -171,7 +172,7 @@ class AccessLog:
                 return
 
     def _check(self, chunk: bytes) -> None:
-        """Raises ForeignLogError where a chunk belongs to another log."""
+        """Raises ForeignLogError if a chunk belongs to another log."""
         if chunk.startswith(self._line_starts):
             if self._stray_bytes_left is None:
                 self._stray_bytes_left = MAX_STRAY_BYTES
@@ -182,8 +183,8 @@ class AccessLog:
             starts = " or ".join(it.decode().strip() for it in self._line_starts)
             raise ForeignLogError(
                 f"{self._path} is not an access metrics log: its next line does not begin with "
-                f"{starts}, but is {line[:60]!r}. The log is erased as it is read, so this file "
-                "stays as it is. Give the exporter a log of its own (nginx's log_format is in the "
+                f"{starts}, but is {line[:60]!r}. The exporter erases what it reads, so it does "
+                "not read this file. Give it a log of its own (nginx's log_format is in the "
                 "README), or move this file away and reopen nginx's logs."
             )
         self._stray_bytes_left -= len(chunk)

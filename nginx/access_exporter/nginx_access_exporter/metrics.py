@@ -24,8 +24,8 @@ FINE_BUCKETS_MS: Final = (
     *(1200, 1500, 1800, 2200, 2500, 3000, 3600, 4300, 5000, 6000, 7200, 8500, 10000),
 )
 
-# A metric has at most this many label sets, so that memory stays bounded whatever the upstream or a
-# client invents. What comes after them is counted under `overflow` in every label: totals stay
+# A metric has at most this many label sets, so that memory stays bounded whatever an upstream or a
+# client sends. Further label sets count together, with `overflow` in every label, so totals stay
 # exact.
 MAX_COUNTER_LABEL_SETS: Final = 1000
 MAX_HISTOGRAM_LABEL_SETS: Final = 300
@@ -276,7 +276,7 @@ class AccessMetrics:
         """Restores what `dump` returned.
 
         Raises:
-            KeyError, TypeError, ValueError: this version does not dump so.
+            KeyError, TypeError, ValueError: this version's `dump` does not return this.
         """
         metrics = cls()
         metrics.lines = dumped["lines"]
