@@ -8,11 +8,11 @@ import sys
 
 from gunicorn_flask_telemetry.hooks import *  # noqa: F403  the metrics and the JSON logs
 
-# gunicorn may run in the folder of another application. That finds none of the sample's modules:
-# this folder is searched for these two only, whose names no application is likely to use.
+# gunicorn may run in the folder of another application, which must not find the sample's modules.
+# So this folder is searched only for these two, whose names no application is likely to use.
 sys.path.append(os.path.dirname(__file__))  # noqa: PTH120
-import gunicorn_workers  # noqa: E402, F401  the worker class
-from gunicorn_settings import read  # noqa: E402
+import gunicorn_workers  # noqa: F401  the worker class
+from gunicorn_settings import read
 
 sys.path.pop()
 
