@@ -12,7 +12,8 @@ from local.settings import ROOT, VENV, StackError
 # uv, from PyPI, pins for every platform and Python at once; pip-tools only for the present one.
 TOOL = ROOT / "local" / "requirements-lock.txt"
 FOLDERS = (ROOT / "flask", ROOT / "nginx" / "access_exporter")
-OPTIONS = ("--generate-hashes", "--universal", "--python-version=3.11", "--quiet")
+OPTIONS = ("--generate-hashes", "--universal", "--python-version=3.11")
+FILES = ("requirements.in", "--output-file=requirements.txt")
 
 
 def lock(arguments: list[str]) -> int:
@@ -26,12 +27,11 @@ def lock(arguments: list[str]) -> int:
     """
     packages.ensure_lock(progress)
     for folder in FOLDERS:
-        command = [VENV / "bin" / "uv", "pip", "compile", *OPTIONS, *arguments]
-        files = ["requirements.in", "--output-file=requirements.txt"]
-        # The command that the file's head names: the same on every machine.
-        named = {"UV_CUSTOM_COMPILE_COMMAND": "./stack lock"}
+        command = [VENV / "bin" / "uv", "pip", "compile", *OPTIONS, "--quiet", *arguments, *FILES]
+        # The command in the file's header: the same on every machine. Renovate runs it.
+        named = {"UV_CUSTOM_COMPILE_COMMAND": " ".join(("uv pip compile", *OPTIONS, *FILES))}
         done = subprocess.run(
-            [*command, *files],
+            command,
             cwd=folder,
             env=os.environ | named,
             stdout=subprocess.DEVNULL,

@@ -243,6 +243,27 @@ def test_renovate_follows_every_image_and_every_pinned_file() -> None:
     } == {named(path.with_suffix(".txt")) for path in tracked("*requirements.in")}
 
 
+@pytest.mark.parametrize("path", tracked("*requirements.in"), ids=named)
+def test_renovate_can_run_the_command_in_the_header_of_a_pinned_file(path: Path) -> None:
+    """Its pip-compile manager accepts no other command than these tools', and few options."""
+    header = path.with_suffix(".txt").read_text().splitlines()[1]
+    command, *words = header.removeprefix("#    ").split()
+    assert [command, *words[:2]] == ["uv", "pip", "compile"]
+    options = {word.partition("=")[0] for word in words[2:] if word.startswith("-")}
+    assert options <= {"--generate-hashes", "--universal", "--python-version", "--output-file"}
+    assert [word for word in words[2:] if not word.startswith("-")] == [path.name]
+
+
+def test_renovate_follows_the_version_of_compose() -> None:
+    (found,) = (
+        re.findall(each["matchStrings"][0].replace("(?<", "(?P<"), (ROOT / ".ci/run").read_text())
+        for each in json.loads((ROOT / "renovate.json").read_text())["customManagers"]
+        if each["managerFilePatterns"] == [r"/^\.ci/run$/"]
+    )
+    assert len(found) == 1
+    assert re.fullmatch(r"\d+\.\d+\.\d+", found[0])
+
+
 def settings_of(env: str) -> dict[str, str]:
     """The variables that a text in the form of `.env` sets."""
     return dict(re.findall(r"^(\w+)=(.*)$", env, re.M))
