@@ -1,10 +1,13 @@
 """The metrics of a container's limits, from files in the formats of cgroup v2 and v1."""
 
+import inspect
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
 
+import gunicorn_flask_telemetry.cgroup
+import nginx_access_exporter.cgroup
 from gunicorn_flask_telemetry.cgroup import CgroupCollector
 
 MEBIBYTE = 2**20
@@ -83,3 +86,8 @@ def test_own_group_is_read_if_the_mount_shows_all_groups(tmp_path: Path) -> None
 
 def test_nothing_is_exported_without_control_groups(tmp_path: Path) -> None:
     assert collect(tmp_path, {}) == {}
+
+
+def test_both_packages_have_the_same_module() -> None:
+    ours = inspect.getsource(nginx_access_exporter.cgroup)
+    assert ours == inspect.getsource(gunicorn_flask_telemetry.cgroup)

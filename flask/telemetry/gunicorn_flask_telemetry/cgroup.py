@@ -1,6 +1,7 @@
 """The memory and CPU limits of this container, and how far it uses them, from its control group.
 
-Reads cgroup v2 and v1. A limit that is not set has no metrics.
+Reads cgroup v2 and v1. A limit that is not set has no metrics. gunicorn_flask_telemetry and
+nginx_access_exporter each have this file, so that each package can be installed alone.
 """
 
 from collections.abc import Iterator
@@ -8,13 +9,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 # cgroup v1 writes "no limit" as the last page below 2^63.
 NO_LIMIT = 2**60
 NANOSECONDS, MICROSECONDS = 1e-9, 1e-6
 
 
-class CgroupCollector:
+class CgroupCollector(Collector):
     """The cgroup_* metrics."""
 
     def __init__(self, root: Path = Path("/")) -> None:

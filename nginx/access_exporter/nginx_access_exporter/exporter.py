@@ -26,6 +26,7 @@ from prometheus_client.registry import Collector
 
 from nginx_access_exporter import __version__
 from nginx_access_exporter.cache import CacheMetrics, Zone, zones
+from nginx_access_exporter.cgroup import CgroupCollector
 from nginx_access_exporter.line import LINE_STARTS, MARKERS
 from nginx_access_exporter.log import AccessLog, ForeignLogError, Position
 from nginx_access_exporter.metrics import AccessMetrics
@@ -243,7 +244,7 @@ def main() -> int:
 
     exporter = AccessExporter(arguments.log_path)
     cache_metrics = CacheMetrics(arguments.caches)
-    metrics = registry(exporter, cache_metrics)
+    metrics = registry(exporter, cache_metrics, CgroupCollector())
     host, port = arguments.address
     try:
         exporter.start()
