@@ -111,7 +111,7 @@ def overview() -> dict[str, Any]:
                 line(
                     7,
                     timeseries(workers.MEMORY),
-                    timeseries(workers.CONTAINER_MEMORY),
+                    timeseries(workers.CONTAINER_MEMORY, most=1),
                     timeseries(workers.THROTTLED),
                 ),
             ],

@@ -228,7 +228,11 @@ def routes(title: str, description: str, window: str) -> Panel:
     }
     cells = {
         "state": Query(routes_signals.STATE, ""),
-        **{key: Query(column.expr(window), "") for key, column in columns.items()},
+        # A column of which no route has a value would be missing without the NaN.
+        **{
+            key: Query(f"{column.expr(window)} or {routes_signals.NO_VALUES}", "")
+            for key, column in columns.items()
+        },
         "order": Query(routes_signals.ORDER, ""),
     }
     order = ["route", "Value #state", "Trend #trend", *(f"Value #{key}" for key in columns)]

@@ -127,6 +127,8 @@ COLUMNS = (
     Column("flask_seconds_per_second", "Flask s/s", "none", flask_seconds),
 )
 
+NO_VALUES = "NaN * sum by (route) (route:nginx_requests:rate5m)"
+
 REQUEST_TREND = "sum by (route) (route:nginx_requests:rate1m)"
 
 # Values of `route` that stand for no route of the application; they come last in the table.

@@ -1,7 +1,16 @@
 """Whether gunicorn's workers keep up."""
 
 from generator import colours
-from generator.signals import INSTANCE, Query, Signal, limit, observed, quantiles, threshold
+from generator.signals import (
+    INSTANCE,
+    RATE,
+    Query,
+    Signal,
+    limit,
+    observed,
+    quantiles,
+    threshold,
+)
 
 SELECTED = f"{{{INSTANCE}}}"
 IN_FLIGHT = f"gunicorn_worker_requests_in_flight{SELECTED}"
@@ -132,34 +141,37 @@ EXITS = Signal(
     colours=colours.EXITS,
 )
 
+USED_MEMORY = "cgroup_memory_working_set_bytes / cgroup_memory_limit_bytes"
+
 CONTAINER_MEMORY = Signal(
     title="Container memory",
     description=(
-        "Memory that each container of flask-app uses and the kernel cannot reclaim (working set), "
-        "and its limit. At the limit the kernel kills a process. Without a limit the panel is "
-        "empty. *Memory by worker* shows which worker uses the memory."
+        "Memory in use, as a share of the container's memory limit; it does not include what the "
+        "kernel can reclaim. At 100 % the kernel kills a process. *Memory by worker* shows which "
+        "worker uses the memory. The panel is empty if no container has a limit."
     ),
-    unit="bytes",
+    unit="percentunit",
     queries=(
-        Query("cgroup_memory_working_set_bytes", "{{job}} {{instance}}"),
-        limit("max by (job) (cgroup_memory_limit_bytes)", "limit of {{job}}"),
+        Query(USED_MEMORY, "{{job}} · {{instance}}"),
+        limit(threshold("memory_limit_ratio"), beside=USED_MEMORY),
     ),
     empty="No container has a memory limit",
 )
 
+WAITED_FOR_CPU = "cgroup_cpu_throttled_seconds_total"
+
 THROTTLED = Signal(
     title="CPU throttling",
     description=(
-        "Share of the time during which the kernel stopped a container because it had used up its "
-        "CPU limit. Normal is 0. Throttled requests wait: raise the limit, or run fewer threads. "
-        "Without a CPU limit the panel is empty."
+        "Seconds per second for which the kernel stopped a container's threads because the "
+        "container had used up its CPU limit, over all its threads. Normal is 0. Throttled "
+        "requests wait: raise the limit, or run fewer threads. Above the line the alert fires if "
+        "requests are slow, too. The panel is empty if no container has a CPU limit."
     ),
-    unit="percentunit",
+    unit="suffix:s/s",
     queries=(
-        Query(
-            "rate(cgroup_cpu_throttled_seconds_total[$__rate_interval])",
-            "{{job}} {{instance}}",
-        ),
+        Query(f"rate({WAITED_FOR_CPU}[{RATE}])", "{{job}} · {{instance}}"),
+        limit(threshold("cpu_throttled_ratio"), beside=WAITED_FOR_CPU),
     ),
     empty="No container has a CPU limit",
 )
