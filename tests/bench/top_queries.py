@@ -67,13 +67,15 @@ def samples(routes: int, start: int, end: int) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def prometheus(folder: Path) -> Iterator[tuple[Prometheus, int]]:
-    """A server on the blocks in the folder, and its process id."""
+def prometheus(
+    folder: Path, program: Path = BIN / "prometheus"
+) -> Iterator[tuple[Prometheus, int]]:
+    """A server on the blocks in folder/data, and its process id."""
     config = folder / "prometheus.yml"
     config.write_text("{}")
     address = f"127.0.0.1:{free_port()}"
     command = [
-        BIN / "prometheus",
+        program,
         f"--config.file={config}",
         f"--storage.tsdb.path={folder}/data",
         f"--web.listen-address={address}",
@@ -91,18 +93,19 @@ def prometheus(folder: Path) -> Iterator[tuple[Prometheus, int]]:
             process.terminate()
 
 
+def cpu_seconds(pid: int) -> float:
+    """The CPU time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def measured(pid: int, action: Callable[[], object]) -> float:
     """The median CPU seconds that an action costs a process; other load hardly changes them."""
-
-    def used() -> float:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
     costs = []
     for _ in range(ROUNDS):
-        before = used()
+        before = cpu_seconds(pid)
         action()
-        costs.append(used() - before)
+        costs.append(cpu_seconds(pid) - before)
     return statistics.median(costs)
 
 
