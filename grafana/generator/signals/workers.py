@@ -158,7 +158,7 @@ CONTAINER_MEMORY = Signal(
     empty="No container has a memory limit",
 )
 
-WAITED_FOR_CPU = "cgroup_cpu_throttled_seconds_total"
+WAITED_FOR_CPU = f"rate(cgroup_cpu_throttled_seconds_total[{RATE}])"
 
 THROTTLED = Signal(
     title="CPU throttling",
@@ -170,7 +170,7 @@ THROTTLED = Signal(
     ),
     unit="suffix:s/s",
     queries=(
-        Query(f"rate({WAITED_FOR_CPU}[{RATE}])", "{{job}} · {{instance}}"),
+        Query(WAITED_FOR_CPU, "{{job}} · {{instance}}"),
         limit(threshold("cpu_throttled_ratio"), beside=WAITED_FOR_CPU),
     ),
     empty="No container has a CPU limit",
