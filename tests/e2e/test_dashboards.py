@@ -210,7 +210,7 @@ class Traffic:
         answers: those between two scrapes of every target: what a rate over that time shows.
         started: a Unix time before the first of those scrapes.
         ended: a Unix time after the last.
-        evaluated: Unix time of an evaluation of the rules by route after all of that: at this time a
+        evaluated: the Unix time of a later evaluation of the rules by route: at that time, a
             recorded ratio is exactly what its expression returns.
     """
 
