@@ -36,6 +36,7 @@ PATTERNS = {
     "PROMETHEUS_RETENTION_TIME": (DURATION, "a time such as 15d or 12h"),
     "PROMETHEUS_RETENTION_SIZE": (r"0|\d+([KMGTPE]B|B)", "a size such as 2GB or 512MB"),
     "NGINX_WORKER_PROCESSES": (r"auto|[1-9]\d{0,2}", "auto, or a number from 1 to 999"),
+    "NGINX_LOG_ADDRESSES": (r"true|false", "true or false"),
     "ALERT_SMTP_REQUIRE_TLS": (r"true|false", "true or false"),
 }
 FOLDERS = ("PROMETHEUS_RULES_DIR", "ALERT_SECRETS_DIR")

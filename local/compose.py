@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 
-from local.console import progress, warn
+from local.console import progress, show, warn
 from local.excerpt import excerpt, not_loaded
 from local.settings import ROOT, SERVICES, StackError
 
@@ -111,8 +111,9 @@ def status() -> int:
 
 
 def logs(services: list[str], *, follow: bool) -> int:
-    """`docker compose logs`."""
-    return call("logs", "--tail=100", *(["--follow"] if follow else []), *services)
+    """`docker compose logs`, with control characters escaped."""
+    options = ["--tail=100", *(["--follow"] if follow else [])]
+    return show(["docker", "compose", "logs", *options, *services], ROOT)
 
 
 def down(values: dict[str, str], *, now: bool) -> int:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 from local import checks, packages
-from local.console import progress, warn
+from local.console import progress, show, warn
 from local.exclusive import exclusive
 from local.processes import Processes
 from local.settings import LOCAL, StackError
@@ -75,7 +74,7 @@ def logs(local: Processes, services: list[str], *, follow: bool) -> int:
         warn("nothing runs; these are the logs of the last run")
     if follow:
         return _follow(local, services or known)
-    return subprocess.call(["tail", "-n", "100", *map(local.log, services or known)])
+    return show(["tail", "-n", "100", *map(local.log, services or known)], local.run)
 
 
 def down(local: Processes, *, now: bool) -> int:
@@ -107,7 +106,7 @@ def _start(values: dict[str, str], local: Processes) -> None:
 
 
 def _follow(local: Processes, services: list[str]) -> int:
-    return subprocess.call(["tail", "-n", "10", "-F", *map(local.log, services)])
+    return show(["tail", "-n", "10", "-F", *map(local.log, services)], local.run)
 
 
 def _changed_programs(programs: dict[str, Program]) -> list[str]:

@@ -330,6 +330,7 @@ def _output(command: list[str | Path], env: dict[str, str]) -> subprocess.Comple
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        umask=0o027,  # of supervisord's own log; local/supervisord.conf sets it for the services
         text=True,
         check=False,
     )

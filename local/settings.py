@@ -178,6 +178,7 @@ def environment(values: dict[str, str], run: Path) -> dict[str, str]:
     numbers = {name: str(number) for name, number in port.items()}
     defaults = {  # for variables that are unset or, as in Compose, empty
         "NGINX_WORKER_PROCESSES": "auto",
+        "NGINX_LOG_ADDRESSES": "true",
         "FLASK_APP_TIMEOUT": "65",
         "PROMETHEUS_CONFIG": str(ROOT / "prometheus" / "prometheus.yml"),
         "ALERTMANAGER_CONFIG": str(ROOT / "prometheus" / "alertmanager.yml"),

@@ -203,6 +203,30 @@ def test_logs_of_one_service(local: LocalStack) -> None:
     )
 
 
+def test_other_users_cannot_read_the_logs(local: LocalStack) -> None:
+    files = [path for path in (local.run / "logs").rglob("*.log*") if path.is_file()]
+    assert len(files) > 5
+    assert {
+        path.name: path.stat().st_mode & 0o137 for path in files if path.stat().st_mode & 0o137
+    } == {}
+
+
+def test_logs_do_not_send_escape_sequences_to_the_terminal(local: LocalStack) -> None:
+    local.stop("flask-app")
+    try:
+        hostile = {"Referer": b"\x1b[2J\xff", "User-Agent": b"\x1b[2J\xff"}
+        assert requests.get(local.http, headers=hostile, timeout=30).status_code == 502
+    finally:
+        local.start("flask-app")
+    text = wait_until(
+        lambda: (text := run_stack(local, "logs").stdout).count("[2J") >= 2 and text,
+        20,
+        "both logs",
+    )
+    assert r"\u001b[2J" in text
+    assert "\x1b" not in text
+
+
 def test_logs_of_an_unknown_service_names_the_known_ones(local: LocalStack) -> None:
     done = run_stack(local, "logs", "nginx")
     assert done.returncode == 1

@@ -23,6 +23,7 @@ GOOD = settings.settings()
         ("PROMETHEUS_RETENTION_SIZE", "lots", "2GB"),
         ("PROMETHEUS_RETENTION_SIZE", "2 GB", "2GB"),
         ("NGINX_WORKER_PROCESSES", "many", "auto"),
+        ("NGINX_LOG_ADDRESSES", "no", "true or false"),
         ("ALERT_SMTP_REQUIRE_TLS", "maybe", "true or false"),
         ("PROMETHEUS_RULES_DIR", "no/such/folder", "no such folder"),
         ("ALERT_SECRETS_DIR", "/no/such/folder", "no such folder"),
