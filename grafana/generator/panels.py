@@ -228,7 +228,7 @@ def routes(title: str, description: str, window: str) -> Panel:
     }
     cells = {
         "state": Query(routes_signals.STATE, ""),
-        # A column of which no route has a value would be missing without the NaN.
+        # Without the NaN, a column would be missing if no route has a value in it.
         **{
             key: Query(f"{column.expr(window)} or {routes_signals.NO_VALUES}", "")
             for key, column in columns.items()

@@ -2,9 +2,10 @@
 
 python -m tests.bench.overview_queries [--routes 100] [--replicas 3] [--days 7]
 
-Fills a Prometheus with what its rules and scrapes would have stored, then asks as Grafana does for
-a panel 1,000 pixels wide, one query at a time. Prints the slowest queries: the shortest of three
-times, and the CPU time of the same attempt, on which other work on the machine has less influence.
+Fills a Prometheus with the series that its rules and scrapes would have stored. Then sends the
+queries that Grafana sends for panels 1,000 pixels wide, one at a time. Prints the slowest queries:
+the shortest of three times, and the CPU time of the same attempt, which other work on the machine
+affects less.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tests.bench.top_queries import BOUNDS, cpu_seconds, prometheus
 OVERVIEW = ROOT / "grafana" / "dashboards" / "stack-overview.json"
 SCRAPE = 5  # seconds between samples
 BLOCK = 18 * 3600  # seconds: the blocks into which Prometheus compacts a week
-RECENT = 900  # seconds: what only instant queries read is needed for that long before the end
+RECENT = 900  # seconds: series that only instant queries read go back this far
 POINTS = 1000
 POINTS_OF_ANNOTATIONS = 100
 ROUNDS = 3
@@ -36,7 +37,7 @@ CACHE = ("HIT", "MISS", "EXPIRED", "STALE", "UPDATING", "NONE")
 STATUS = ("200", "304", "404", "500", "502")
 WORKERS = 3
 
-# What Grafana rounds the time between two points to, in seconds, from the scrape interval on
+# Grafana rounds the time between two points to one of these, in seconds
 STEPS = (SCRAPE, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1200, 1800, 3600, 7200, 10800)
 SHOWN = 8  # queries in a table
 CHANGING = [f"{1 + number * 41 % 97 / 97:.6f}" for number in range(97)]
@@ -48,7 +49,7 @@ Metric = tuple[str, list[str], str]  # its name, label sets and kind
 
 
 class App:
-    """The label sets of an app with so many routes, a third of them cached, and replicas."""
+    """The label sets of an app with this many routes, a third of them cached, and replicas."""
 
     def __init__(self, routes: int, replicas: int) -> None:
         self.routes = [f'route="/r{number}"' for number in range(routes)]
@@ -68,7 +69,7 @@ class App:
 
 
 def recorded(app: App) -> Iterator[Metric]:
-    """What rules record and panels draw over the whole time."""
+    """The recorded series that panels draw over the whole time."""
     statuses = [f'cache="{cache}",status="{status}"' for cache in CACHE for status in STATUS]
     yield "cache_status:nginx_requests:rate1m", statuses, GAUGE
     by_cache = [f'cache="{cache}",{le}' for cache in CACHE for le in LES]
@@ -113,7 +114,7 @@ def recorded(app: App) -> Iterator[Metric]:
 
 
 def scraped(app: App) -> Iterator[Metric]:
-    """What is scraped and drawn over the whole time."""
+    """The scraped series that panels draw over the whole time."""
     yield "gunicorn_request_queue_duration_seconds_count", app.instances, COUNTER
     queue = [f"{each},{le}" for each in app.instances for le in LES[::-4]]
     yield "gunicorn_request_queue_duration_seconds_bucket", queue, COUNTER
@@ -146,7 +147,7 @@ def scraped(app: App) -> Iterator[Metric]:
 
 
 def recent(app: App) -> Iterator[Metric]:
-    """What is read at the end only: most of it by the table of routes."""
+    """The series that are read only at the end, most of them by the table of routes."""
     for name in ("requests:rate5m", "errors:ratio_rate5m"):
         yield f"route:nginx_{name}", app.routes, GAUGE
     yield "route:nginx_cache_miss:ratio_rate5m", app.cached, GAUGE
@@ -202,7 +203,7 @@ def fill(folder: Path, app: App, start: int, end: int) -> None:
 
 @dataclass(frozen=True)
 class Asked:
-    """A query of the overview: what asks, its PromQL, and at most how many points it gets."""
+    """A query of the overview: its panel or annotation, its PromQL, and its number of points."""
 
     what: str
     expr: str
@@ -210,7 +211,7 @@ class Asked:
 
 
 def asked() -> Iterator[Asked]:
-    """Every query of the overview, those of annotations and of the choice of routes too."""
+    """Every query of the overview, including annotations and the choice of routes."""
     overview: dict[str, Any] = json.loads(OVERVIEW.read_text())
     for panel in overview["panels"]:
         for target in panel.get("targets", []):
@@ -224,7 +225,7 @@ def asked() -> Iterator[Asked]:
 
 
 def prepared(query: Asked, span: int, step: int, routes: int) -> str:
-    """PromQL with the variables filled in as Grafana does."""
+    """PromQL with Grafana's values in place of the variables."""
     eight = "|".join(f"/r{number}" for number in range(min(8, routes)))
     values = {
         "$instance": ".+",
@@ -241,7 +242,7 @@ def prepared(query: Asked, span: int, step: int, routes: int) -> str:
 
 
 def measure(server: Prometheus, pid: int, routes: int, span: int, end: int) -> None:
-    """Ask everything, and print the slowest."""
+    """Send every query, and print the slowest ones."""
     rows = []
     for query in asked():
         ideal = span / (query.points or POINTS)

@@ -278,7 +278,7 @@ BANNED = {
     r"\bwhoever\b": "everyone who, every peer that",
     r"\bwhat (is|was) (not )?there\b": "name the thing",
     r"\bwhat there is\b": "name the thing",
-    r"\bof which\b": "name the thing, or start a new sentence",
+    r"(?<!each )\bof which\b": "name the thing, or start a new sentence",
     r"\bthat much (of|longer|later|more|less)\b|\bso much a\b": "name the amount",
     r"\btwo by two\b|\b(in|by) turns\b": "alternately",
     r"\bas (it|they) (stands?|comes?)\b": "unchanged, as shipped",
