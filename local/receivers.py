@@ -6,6 +6,7 @@ import json
 import re
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -26,6 +27,9 @@ FAILED = re.compile(
     r'alertmanager_notification_requests_failed_total\{.*integration="(\w+)".*\} (\S+)'
 )
 NOTIFIED_WITHIN = 30.0  # seconds; Alertmanager waits 5 s for further alerts of the group
+# Prometheus sends a firing alert to Alertmanager again after a minute, at its next evaluation.
+RECENT = timedelta(seconds=90)
+WATCHDOG_WITHIN = 30.0  # seconds; just after a start, Prometheus has evaluated no rule yet
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # on this machine: no proxy
 
 
@@ -82,7 +86,10 @@ def describe(values: dict[str, str]) -> list[str]:
 def send_test_alert(
     alertmanager: str, values: dict[str, str], progress: Callable[[str], None]
 ) -> bool:
-    """Send an alert through Alertmanager to every receiver that is set.
+    """Test the way of an alert: Prometheus, Alertmanager, every receiver that is set.
+
+    The Watchdog, which always fires, shows that Prometheus evaluates rules and that its alerts
+    arrive at Alertmanager. A new alert shows that Alertmanager's messages arrive at the receivers.
 
     Args:
         alertmanager: URL of the running Alertmanager.
@@ -90,7 +97,7 @@ def send_test_alert(
         progress: is called with each step and result.
 
     Returns:
-        Whether every receiver accepted it.
+        Whether the Watchdog arrived at Alertmanager, and every receiver accepted the alert.
 
     Raises:
         StackError: no receiver is set, or Alertmanager refuses the alert.
@@ -99,9 +106,10 @@ def send_test_alert(
     kinds = {kind for name, kind in configured(values).items() if "Watchdog" not in name}
     if not kinds:
         raise StackError("no receiver is set, so alerts reach nobody: see docs/alerts.md")
+    arrives = _watchdog_arrives(alertmanager, progress)
     before = _counts(alertmanager)
     _post(alertmanager)
-    progress(f"sent; waiting for {', '.join(sorted(kinds))} to accept it")
+    progress(f"sent a test alert; waiting for {', '.join(sorted(kinds))} to accept it")
     accepted: set[str] = set()
     refused: set[str] = set()
     deadline = time.monotonic() + NOTIFIED_WITHIN
@@ -117,7 +125,35 @@ def send_test_alert(
                 progress(f"{kind}: accepted")
     for kind in sorted(kinds - accepted - refused):
         progress(f"{kind}: no answer within {NOTIFIED_WITHIN:.0f} s; see ./stack logs alertmanager")
-    return accepted == kinds
+    return arrives and accepted == kinds
+
+
+def _watchdog_arrives(alertmanager: str, progress: Callable[[str], None]) -> bool:
+    """Whether Alertmanager has had the Watchdog from Prometheus of late; tells the user."""
+    deadline = time.monotonic() + WATCHDOG_WITHIN
+    while not (last := _watchdog(alertmanager)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    age = datetime.now(UTC) - last if last else None
+    if age and age < RECENT:
+        progress("Prometheus' alerts arrive at Alertmanager")
+        return True
+    came = f"came last {age.seconds} s ago" if age else "is not there"
+    progress(
+        f"Prometheus' alerts do NOT arrive at Alertmanager: the Watchdog, which always fires, "
+        f"{came}. ./stack status and ./stack logs prometheus say why"
+    )
+    return False
+
+
+def _watchdog(alertmanager: str) -> datetime | None:
+    """When Alertmanager last got the Watchdog."""
+    query = urllib.parse.urlencode({"filter": 'alertname="Watchdog"'})
+    try:
+        with OPENER.open(f"{alertmanager}/api/v2/alerts?{query}", timeout=10) as response:
+            alerts = json.load(response)
+    except OSError as error:
+        raise StackError(f"Alertmanager does not answer: {error}") from error
+    return max((datetime.fromisoformat(alert["updatedAt"]) for alert in alerts), default=None)
 
 
 def _post(alertmanager: str) -> None:
