@@ -36,7 +36,10 @@ def _parse(line: str) -> tuple[str, str]:
     """The message and the exception of a log line."""
     try:
         entry = json.loads(line)
-        return str(entry["message"]), str(entry.get("exception", ""))
+        message = str(entry["message"])
+        if message == "request":  # the telemetry's line for each request
+            message = f"{entry['method']} {entry['path']}: status {entry['status']}"
+        return message, str(entry.get("exception", ""))
     except (ValueError, KeyError, TypeError):
         return line, ""
 

@@ -31,3 +31,8 @@ def test_an_exception_is_shown_unescaped() -> None:
 def test_otherwise_the_last_messages_are_shown() -> None:
     log = "\n".join(["first", *map(str, range(8)), line("last"), "[1]"])
     assert excerpt(log) == "\n".join(f"  {each}" for each in [*range(8), "last", "[1]"])
+
+
+def test_a_request_is_shown_with_its_answer() -> None:
+    log = line("request", method="GET", path="/flask-health-check", status="404")
+    assert excerpt(log) == "  GET /flask-health-check: status 404"
