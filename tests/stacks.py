@@ -28,6 +28,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from local.processes import Processes
 from local.settings import INNER_PORTS, ROOT, SERVICES, settings
+from tests.remains import RUN
 
 T = TypeVar("T")
 
@@ -99,6 +100,8 @@ class Stack:
         names = [service.port_variable for service in SERVICES] + list(INNER_PORTS)
         self.ports = {name: free_port() for name in names}
         self.settings = TEST_SETTINGS | env
+        # Directly below the temporary folder, because a Unix socket's path must be short.
+        self.run = Path(tempfile.mkdtemp(prefix=f"stack-{RUN}-"))
         self.http = f"http://127.0.0.1:{self.ports['HTTP_PORT']}"
         self.prometheus = f"http://127.0.0.1:{self.ports['PROMETHEUS_PORT']}"
         self.alertmanager = f"http://127.0.0.1:{self.ports['ALERTMANAGER_PORT']}"
@@ -107,7 +110,19 @@ class Stack:
     def environment(self) -> dict[str, str]:
         """The environment in which the stack is started and controlled."""
         numbers = {name: str(port) for name, port in self.ports.items()}
-        return os.environ | numbers | self.settings
+        return os.environ | numbers | {"STACK_RUN_DIR": str(self.run)} | self.settings
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run ./stack on this stack, and return however it ends."""
+        return subprocess.run(
+            [ROOT / "stack", *arguments],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,  # only so that a hang ends the test
+        )
 
     def up(self) -> None:
         """Start every service and wait until all are healthy."""
@@ -207,16 +222,11 @@ class LocalStack(Stack):
 
     def __init__(self, env: dict[str, str]) -> None:
         super().__init__(env)
-        # Directly below the temporary folder, because a Unix socket's path must be short.
-        self.run = Path(tempfile.mkdtemp(prefix="stack-"))
         self._processes = Processes(self.run)
 
     @property
     def environment(self) -> dict[str, str]:
-        return super().environment | {
-            "STACK_RUN_DIR": str(self.run),
-            "PYTHONPATH": str(ROOT / "tests" / "apps"),
-        }
+        return super().environment | {"PYTHONPATH": str(ROOT / "tests" / "apps")}
 
     host_address = "127.0.0.1"
 
@@ -262,13 +272,18 @@ class ComposeStack(Stack):
 
     def __init__(self, env: dict[str, str]) -> None:
         super().__init__(env)
-        self.project = f"stack-test-{uuid.uuid4().hex[:8]}"
+        self.project = f"stack-test-{RUN}-{uuid.uuid4().hex[:8]}"
+        self.files = list(COMPOSE_FILES)
         self._addresses: dict[str, str] = {}  # used often, and slow to get from the engine
 
     @property
     def environment(self) -> dict[str, str]:
-        # Port 0: each replica gets any free port.
-        return super().environment | {"COMPOSE_BAKE": "false", "FLASK_PORT": "0"}
+        return super().environment | {
+            "COMPOSE_BAKE": "false",
+            "COMPOSE_FILE": os.pathsep.join(map(str, self.files)),
+            "COMPOSE_PROJECT_NAME": self.project,
+            "FLASK_PORT": "0",  # each replica gets any free port
+        }
 
     @property
     def flask(self) -> str:
@@ -276,11 +291,9 @@ class ComposeStack(Stack):
 
     def compose(self, *arguments: str) -> str:
         """Run `docker compose` on this project."""
-        files = [word for path in COMPOSE_FILES for word in ("--file", str(path))]
-        command = ["docker", "compose", *files, "--project-name", self.project, *arguments]
         if arguments[0] in ("up", "down", "stop"):
             self._addresses.clear()
-        return _run(command, self.environment)
+        return _run(["docker", "compose", *arguments], self.environment)
 
     def up(self) -> None:
         # Without Grafana, if its image cannot be pulled.
@@ -291,6 +304,7 @@ class ComposeStack(Stack):
 
     def down(self) -> None:
         self.compose("down", "--volumes", "--rmi", "local", "--remove-orphans", "--timeout", "5")
+        shutil.rmtree(self.run)
 
     def stop(self, service: str) -> None:
         self.compose("stop", service)

@@ -7,7 +7,6 @@ import uuid
 
 import requests
 
-from tests.e2e.test_top import run_stack
 from tests.stacks import Stack, wait_until
 
 LIFETIME = 30  # seconds a 200 is kept
@@ -105,7 +104,7 @@ def test_responses_for_one_user_are_never_cached(stack: Stack) -> None:
 
 def stack_purge(stack: Stack, *arguments: str) -> str:
     """What ./stack purge prints."""
-    done = run_stack(stack, "purge", *arguments)
+    done = stack.command("purge", *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
