@@ -8,7 +8,7 @@ from gunicorn_flask_telemetry.flask_metrics import FlaskMetrics
 
 app = Flask(__name__)
 metrics = FlaskMetrics(app)
-with contextlib.suppress(ModuleNotFoundError):  # another app may come without it
+with contextlib.suppress(ImportError, AttributeError):  # another app may come without it
     import demo
 
     if demo.enabled():

@@ -16,12 +16,6 @@ from tests import sample
 from tests.stacks import engine_missing
 
 
-def tracked(*patterns: str) -> list[str]:
-    """The project's files that match, according to git."""
-    listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns)
-    return [path for path in listed.split() if (ROOT / path).is_file()]
-
-
 def run(*command: str | Path, env: dict[str, str] | None = None) -> str:
     """Run a command and return its output; if it fails, fail the test with the output."""
     done = subprocess.run(
@@ -119,7 +113,7 @@ def test_every_service_is_limited_and_restarted_and_checked(name: str) -> None:
 def test_only_env_names_images() -> None:
     for service in compose_services().values():
         assert str(service.get("image", "${built}")).startswith("${")
-    for dockerfile in tracked("*/Dockerfile"):
+    for dockerfile in sample.tracked("*/Dockerfile"):
         if not dockerfile.startswith(".ci/"):
             image = (ROOT / dockerfile).read_text().split("FROM ")[1].split()[0]
             assert image.startswith("${"), dockerfile
@@ -136,13 +130,13 @@ def test_ruff() -> None:
 
 
 def test_yamllint() -> None:
-    run("yamllint", "--strict", *tracked("*.yml", "*.yaml"))
+    run("yamllint", "--strict", *sample.tracked("*.yml", "*.yaml"))
 
 
 def test_shellcheck() -> None:
     scripts = [
         path
-        for path in tracked()
+        for path in sample.tracked()
         if path.endswith((".sh", ".envsh"))
         or ((ROOT / path).read_bytes()[:64].startswith((b"#!/bin/sh", b"#!/usr/bin/env bash")))
     ]
@@ -151,11 +145,11 @@ def test_shellcheck() -> None:
 
 
 def test_hadolint() -> None:
-    run("hadolint", *tracked("Dockerfile", "*/Dockerfile"))
+    run("hadolint", *sample.tracked("Dockerfile", "*/Dockerfile"))
 
 
 def test_actionlint() -> None:
-    run("actionlint", "-no-color", *tracked(".github/workflows/*"))
+    run("actionlint", "-no-color", *sample.tracked(".github/workflows/*"))
 
 
 def test_compose_lint(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -13,13 +12,12 @@ import pytest
 import yaml
 
 from local.settings import INNER_PORTS, ROOT, SERVICES
+from tests import sample
 
 
 def tracked(*patterns: str) -> list[Path]:
-    """The project's files that match, as git knows them."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return [ROOT / name for name in listed.splitlines() if (ROOT / name).is_file()]
+    """The project's files that match."""
+    return [ROOT / name for name in sample.tracked(*patterns)]
 
 
 DOCUMENTS = tracked("*.md", "*.html")
@@ -83,7 +81,7 @@ def test_links_resolve(path: Path) -> None:
             continue
         name, _, anchor = unquote(link).partition("#")
         target = (path.parent / name).resolve() if name else path
-        if not target.exists() or (anchor and anchor not in anchors(target)):
+        if sample.is_missing(target) or (anchor and anchor not in anchors(target)):
             broken.append(link)
     assert not broken
 
@@ -103,7 +101,7 @@ def test_files_that_documents_name_exist() -> None:
         f"{named(document)}: {name}"
         for document in DOCUMENTS
         for name in re.findall(rf"[`>]((?:{folders})/[\w./-]+)[`<]", document.read_text())
-        if not (ROOT / name).exists() and not name.startswith("prometheus/secrets/")
+        if sample.is_missing(ROOT / name) and not name.startswith("prometheus/secrets/")
     }
     assert not missing
 

@@ -20,7 +20,8 @@ import requests
 
 from local.settings import ROOT
 from local.top.snapshot import COLUMNS, expressions
-from tests.stacks import COMPOSE_FILES, ComposeStack, LocalStack, Stack, launch, wait_until
+from tests import sample
+from tests.stacks import ComposeStack, LocalStack, Stack, launch, wait_until
 from tests.terminals import Terminal, terminal
 
 EXPORTER, COUNTED = "nginx-access-exporter", "nginx_route_requests_total"
@@ -34,6 +35,8 @@ NARROW = 60  # characters
 @pytest.fixture(scope="module")
 def demo(kind: str) -> Iterator[Stack]:
     """A stack of this module's own, whose demo routes are on."""
+    if not sample.demo_is_in_place():
+        pytest.skip("flask/ has another app than the sample")
     with launch(kind, {"FLASK_DEMO": "true"}) as stack:
         yield stack
 
@@ -44,29 +47,6 @@ def local() -> Iterator[LocalStack]:
         assert isinstance(stack, LocalStack)
         requests.get(f"{stack.http}/info", timeout=10)
         yield stack
-
-
-def environment(stack: Stack) -> dict[str, str]:
-    """The environment in which ./stack finds this stack."""
-    if not isinstance(stack, ComposeStack):
-        return dict(stack.environment)
-    return stack.environment | {
-        "COMPOSE_FILE": os.pathsep.join(map(str, COMPOSE_FILES)),
-        "COMPOSE_PROJECT_NAME": stack.project,
-        "STACK_RUN_DIR": "/nonexistent",  # no local stack
-    }
-
-
-def run_stack(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [ROOT / "stack", *arguments],
-        env=environment(stack),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
 
 
 # --- known traffic --------------------------------------------------------------------------------
@@ -157,7 +137,7 @@ def differences(shown: dict[str, Any], sent: list[Answer]) -> list[str]:
 
 
 def json_frame(stack: Stack) -> dict[str, Any]:
-    done = run_stack(stack, "top", "--once", "--json")
+    done = stack.command("top", "--once", "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -195,10 +175,10 @@ def test_figures_equal_the_traffic_sent_and_prometheus_answers(demo: Stack) -> N
             params={"query": queries[f"route {column.key}"], "time": f"{shown['time']:.3f}"},
             timeout=10,
         ).json()["data"]["result"]
-        assert {sample["metric"]["route"] for sample in answered} >= {"/cache-me"}
-        for sample in answered:
-            value = float(sample["value"][1])
-            assert rows[sample["metric"]["route"]][column.key] == pytest.approx(value, nan_ok=True)
+        assert {series["metric"]["route"] for series in answered} >= {"/cache-me"}
+        for series in answered:
+            value = float(series["value"][1])
+            assert rows[series["metric"]["route"]][column.key] == pytest.approx(value, nan_ok=True)
 
 
 # --- traffic --------------------------------------------------------------------------------------
@@ -253,7 +233,7 @@ def test_a_scenario_reports_the_counts_of_nginx(
     demo: Stack, scenario: str, rate: int, expected: int
 ) -> None:
     before = counted(demo)
-    done = run_stack(demo, "traffic", scenario, f"--rate={rate}", "--duration=4")
+    done = demo.command("traffic", scenario, f"--rate={rate}", "--duration=4")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Watch: " in done.stdout
     sent = assert_counts_are_those_of_nginx(demo, before, done.stdout)
@@ -264,7 +244,7 @@ def test_an_interrupted_scenario_prints_its_summary(demo: Stack) -> None:
     before = counted(demo)
     command = [ROOT / "stack", "traffic", "overload", "--duration=60"]
     with subprocess.Popen(
-        command, env=environment(demo), stdout=subprocess.PIPE, text=True
+        command, env=demo.environment, stdout=subprocess.PIPE, text=True
     ) as process:
         wait_until(lambda: (counted(demo) - before).total() > 5, 30, "some answers")
         process.send_signal(signal.SIGINT)
@@ -284,7 +264,7 @@ def test_a_scenario_runs_in_a_container(demo: Stack) -> None:
 
 
 def test_a_scenario_whose_routes_are_off_says_how_to_switch_them_on(local: LocalStack) -> None:
-    done = run_stack(local, "traffic", "slow-upstream")
+    done = local.command("traffic", "slow-upstream")
     assert done.returncode == 1
     assert "FLASK_DEMO=true" in done.stderr
 
@@ -294,7 +274,7 @@ def test_a_scenario_whose_routes_are_off_says_how_to_switch_them_on(local: Local
 
 def top(stack: Stack, *arguments: str, **env: str) -> list[Any]:
     """A command for `terminal`, and its environment."""
-    return [[ROOT / "stack", "top", *arguments], environment(stack) | env]
+    return [[ROOT / "stack", "top", *arguments], stack.environment | env]
 
 
 def test_every_key_works(local: LocalStack) -> None:
@@ -338,7 +318,7 @@ def test_the_terminals_settings_are_restored_at_the_end(
         "sh",
         *top(local)[0],
     ]
-    with terminal(shell, environment(local)) as view:
+    with terminal(shell, local.environment) as view:
         view.wait_for("q quit")
         view.press(end)
         assert view.wait() == status
@@ -411,7 +391,7 @@ def test_without_colours_none_are_written(local: LocalStack) -> None:
 
 
 def test_without_a_terminal_one_frame_is_printed(local: LocalStack) -> None:
-    done = run_stack(local, "top")
+    done = local.command("top")
     assert done.returncode == 0
     assert "Requests/s" in done.stdout
     assert "\x1b" not in done.stdout
@@ -420,16 +400,16 @@ def test_without_a_terminal_one_frame_is_printed(local: LocalStack) -> None:
 
 def test_a_picture_is_written(local: LocalStack, tmp_path: Path) -> None:
     picture = tmp_path / "top.svg"
-    assert run_stack(local, "top", f"--svg={picture}").returncode == 0
+    assert local.command("top", f"--svg={picture}").returncode == 0
     assert picture.read_text().startswith("<svg")
     assert "/info" in picture.read_text().replace("&#160;", " ")
 
 
 def test_a_prometheus_that_does_not_answer_is_an_error(local: LocalStack) -> None:
-    done = run_stack(local, "top", "--once", "--prometheus=http://127.0.0.1:1")
+    done = local.command("top", "--once", "--prometheus=http://127.0.0.1:1")
     assert done.returncode == 1
     assert "Prometheus does not answer at http://127.0.0.1:1" in done.stderr
-    done = run_stack(local, "top", "--once", f"--prometheus={local.http}")
+    done = local.command("top", "--once", f"--prometheus={local.http}")
     assert done.returncode == 1
     assert "Prometheus answers 404" in done.stderr
 

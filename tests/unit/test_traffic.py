@@ -78,11 +78,11 @@ def sent(server: Server, scenario: Scenario, rate: float, duration: float) -> Tr
 
 def test_reported_counts_equal_those_of_the_server(server: Server) -> None:
     run = sent(server, PLAIN, rate=100, duration=1)
-    assert run.sent == 100
-    assert server.requests == {"/a": 50, "/b": 50}
-    assert run.statuses == {"200": 100}
-    assert run.cache_statuses == {"HIT": 50, "none": 50}
-    assert len(run.latencies) == 100
+    assert run.sent + run.unsent == 100  # a busy machine sends fewer
+    assert run.sent == server.requests.total() > 0
+    assert run.statuses == {"200": run.sent}
+    assert run.cache_statuses == {"HIT": server.requests["/a"], "none": server.requests["/b"]}
+    assert len(run.latencies) == run.sent
 
 
 def test_requests_are_spread_over_the_duration(server: Server) -> None:
@@ -92,9 +92,9 @@ def test_requests_are_spread_over_the_duration(server: Server) -> None:
 
 
 def test_a_miss_storm_never_sends_a_url_twice(server: Server) -> None:
-    for _ in range(2):
-        sent(server, SCENARIOS["miss-storm"], rate=100, duration=0.5)
-    assert len(server.requests) == 100
+    runs = [sent(server, SCENARIOS["miss-storm"], rate=100, duration=0.5) for _ in range(2)]
+    assert len(server.requests) == sum(run.sent for run in runs)
+    assert all(run.sent + run.unsent == 50 for run in runs)
     assert set(server.requests.values()) == {1}
 
 
