@@ -14,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from local import orphans
 from local.excerpt import excerpt, not_loaded
@@ -203,14 +204,14 @@ class Processes:
 
     def programs(self) -> dict[str, Program]:
         """The program of each service when the stack was last started."""
-        if not self._programs.is_file():
-            return {}
-        saved = json.loads(self._programs.read_text())
-        return {service: Program(*program) for service, program in saved.items()}
+        return {service: Program(*program) for service, program in _read(self._programs).items()}
 
     def saved_environment(self) -> dict[str, str]:
-        """The environment the running stack was started with."""
-        return json.loads(self._saved.read_text())
+        """The environment the running stack was started with.
+
+        A stack that older code started can lack settings: those have their defaults.
+        """
+        return environment({}, self.run) | {"GRAFANA": ""} | _read(self._saved)
 
     def address(self, name: str) -> str:
         """The URL of a service of the running stack."""
@@ -313,6 +314,14 @@ def check(address: str) -> str:
             return "" if ok else f"{address}: status {response.status}"
     except (OSError, http.client.HTTPException) as error:
         return f"{address}: {error}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; nothing if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def _run(command: list[str | Path], env: dict[str, str], failure: str) -> None:
