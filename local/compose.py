@@ -22,6 +22,7 @@ LEAST_FREE_KILOBYTES = 32_000
 REFUSED = re.compile(r"HTTP Error (4\d\d)")
 # This many failed health checks are a problem; a single one may fail during the start.
 FAILED_CHECKS = 2
+RUNS_ON = "Correct this and run ./stack up again. Other services may run on; ./stack down ends them"
 SERVICE_NAMES = {service.name for service in SERVICES}
 # Where services write: a full disk there fails requests while every health check passes.
 WRITTEN = {"nginx-proxy": "/var/cache/nginx", "prometheus": "/prometheus"}
@@ -69,6 +70,9 @@ def ports_are_local() -> bool:
 def up(values: dict[str, str], *, attach: bool) -> int:
     """Pull, build and start; returns when everything is healthy, or with `attach` when it ends.
 
+    If it fails, what was started runs on, as Compose leaves it: a stack that is being changed may
+    still serve its users.
+
     Raises:
         StackError: an image is missing, or a service failed; with its log, readable.
     """
@@ -92,7 +96,11 @@ def up(values: dict[str, str], *, attach: bool) -> int:
             raise
     if waiting.returncode:
         _refuse_failed(began, before)
-    return waiting.returncode
+        return waiting.returncode
+    full = list(_full_disks())
+    for problem in full:
+        warn(problem)
+    return 1 if full else 0
 
 
 def status() -> int:
@@ -187,13 +195,15 @@ def _refuse_failed(since: float, before: set[str]) -> None:
         log = _logs(container.id, since)
         ended = container.restarting or (container.ended and container.id not in before)
         if ended or (container.problem and not_loaded(log)):
-            raise StackError(f"{container.service} failed to start. Its log says:\n{excerpt(log)}")
+            raise StackError(
+                f"{container.service} failed to start. Its log says:\n{excerpt(log)}\n{RUNS_ON}"
+            )
         if len(container.refusals) >= FAILED_CHECKS and container.service == "flask-app":
             raise StackError(
                 f"the app answers its health check with {container.refusals[-1]} instead of 200. "
                 "It needs a route /flask-health-check that answers 200: see README.md, "
                 "'Put your own app in'. "
-                f"Its log ends with:\n{excerpt(log)}"
+                f"Its log ends with:\n{excerpt(log)}\n{RUNS_ON}"
             )
 
 

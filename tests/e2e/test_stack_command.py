@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -16,7 +17,6 @@ import requests
 from local.settings import ROOT, settings
 from tests.alerting import Receivers
 from tests.stacks import (
-    COMPOSE_FILES,
     ComposeStack,
     LocalStack,
     Stack,
@@ -25,18 +25,6 @@ from tests.stacks import (
     launch,
     wait_until,
 )
-
-
-def run_stack(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [ROOT / "stack", *arguments],
-        env=stack.environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,  # only so that a hang ends the test
-    )
 
 
 def processes_of(run: Path) -> list[int]:
@@ -61,7 +49,7 @@ def local() -> Iterator[LocalStack]:
 
 
 def test_status_shows_every_service_healthy(local: LocalStack) -> None:
-    done = run_stack(local, "status")
+    done = local.command("status")
     assert done.returncode == 0
     assert "NOT HEALTHY" not in done.stdout
     for service in ("nginx-proxy", "flask-app", "prometheus", "alertmanager"):
@@ -74,7 +62,7 @@ def test_status_shows_every_service_healthy(local: LocalStack) -> None:
 def test_status_names_a_service_that_is_stopped(local: LocalStack) -> None:
     local.stop("nginx-access-exporter")
     try:
-        done = run_stack(local, "status")
+        done = local.command("status")
         assert done.returncode == 1
         line = next(line for line in done.stdout.splitlines() if "access-exporter" in line)
         assert "STOPPED" in line
@@ -85,7 +73,7 @@ def test_status_names_a_service_that_is_stopped(local: LocalStack) -> None:
 
 def test_a_second_up_changes_nothing(local: LocalStack) -> None:
     before = processes_of(local.run)
-    done = run_stack(local, "up", "--local")
+    done = local.command("up", "--local")
     assert done.returncode == 0
     assert "already running" in done.stdout
     assert processes_of(local.run) == before
@@ -129,7 +117,7 @@ def test_simultaneous_starts_wait_for_each_other() -> None:
         stack.down()
 
 
-def slow_request(stack: LocalStack) -> subprocess.Popen[bytes]:
+def slow_request(stack: Stack) -> subprocess.Popen[bytes]:
     """Start a client whose request takes a minute; return when Flask works on it."""
     client = subprocess.Popen(
         ["curl", "--silent", "--max-time", "90", f"{stack.http}/?sleep=60"],
@@ -140,30 +128,52 @@ def slow_request(stack: LocalStack) -> subprocess.Popen[bytes]:
     return client
 
 
+def remains_of(stack: Stack) -> list[object]:
+    """What still runs of a stack."""
+    if isinstance(stack, ComposeStack):
+        return list(stack.compose("ps", "--all", "--quiet").split())
+    return list(processes_of(stack.run))
+
+
 @pytest.mark.parametrize("how", ["--now", "a second Ctrl-C"])
-def test_down_says_what_it_waits_for_and_can_be_cut_short(how: str) -> None:
+def test_down_says_what_it_waits_for_and_can_be_cut_short(kind: str, how: str) -> None:
+    with launch(kind) as stack, slow_request(stack) as client:
+        command = [ROOT / "stack", "down"]
+        output = subprocess.PIPE
+        with subprocess.Popen(command, env=stack.environment, stdout=output) as down:
+            assert down.stdout
+            told = down.stdout.readline()
+            assert re.search(rb"nginx-proxy .*finish(ing)? (its|their) requests", told)
+            assert client.poll() is None
+            if how == "--now":
+                # The local supervisord is stopping and does not answer: its processes are orphaned.
+                done = stack.command("down", "--now")
+                assert done.returncode == 0, done.stderr
+            else:
+                down.send_signal(signal.SIGINT)
+            assert down.wait(50) == 0  # sooner than the request ends
+        assert remains_of(stack) == []
+        assert client.wait(30) != 0
+
+
+def test_a_stack_that_older_code_started_can_be_seen_and_ended() -> None:
+    """Settings that are newer than the start are missing in what it saved."""
     with launch("local") as stack:
         assert isinstance(stack, LocalStack)
-        with slow_request(stack) as client:
-            command = [ROOT / "stack", "down"]
-            output = subprocess.PIPE
-            with subprocess.Popen(command, env=stack.environment, stdout=output) as down:
-                assert down.stdout
-                assert b"nginx-proxy is finishing its requests" in down.stdout.readline()
-                assert client.poll() is None
-                if how == "--now":
-                    # supervisord is stopping and does not answer: the processes are orphaned.
-                    done = run_stack(stack, "down", "--now")
-                    assert done.returncode == 0, done.stderr
-                else:
-                    down.send_signal(signal.SIGINT)
-                assert down.wait(30) == 0
-            assert processes_of(stack.run) == []
-            assert client.wait(30) != 0
+        saved = stack.run / "environment.json"
+        older = json.loads(saved.read_text())
+        for name in ("FLASK_APP_TIMEOUT", "GRAFANA", "GRAFANA_AUTOSTART", "PROMETHEUS_OPTIONS"):
+            del older[name]
+        saved.write_text(json.dumps(older))
+        (stack.run / "programs.json").unlink()
+        for command in (["status"], ["logs", "nginx-proxy"], ["top", "--once"], ["down"]):
+            done = stack.command(*command)
+            assert done.returncode == 0, done.stderr
+        assert processes_of(stack.run) == []
 
 
 def test_a_test_alert_without_a_receiver_says_so(local: LocalStack) -> None:
-    done = run_stack(local, "test-alert")
+    done = local.command("test-alert")
     assert done.returncode == 1
     assert "no receiver is set" in done.stderr
 
@@ -176,10 +186,11 @@ def test_a_test_alert_shows_which_receiver_accepted_it(tmp_path: Path) -> None:
         (tmp_path / "alert_slack_url").write_text(f"http://127.0.0.1:{free_port()}/\n")
         (tmp_path / "alert_slak_url").write_text("https://example.com/\n")
         with launch("local", {"ALERT_SECRETS_DIR": str(tmp_path)}) as stack:
-            status = run_stack(stack, "status")
+            status = stack.command("status")
             assert "alerts go to: webhook, Slack" in status.stdout
             assert "alert_slak_url is not read" in status.stdout
-            done = run_stack(stack, "test-alert")
+            done = stack.command("test-alert")
+            assert "Prometheus' alerts arrive at Alertmanager" in done.stdout
             assert "webhook: accepted" in done.stdout
             assert "slack: NOT accepted" in done.stdout
             assert done.returncode == 1
@@ -199,7 +210,7 @@ def test_a_service_that_dies_is_started_again(local: LocalStack) -> None:
 def test_logs_of_one_service(local: LocalStack) -> None:
     requests.get(f"{local.http}/info", timeout=10)
     wait_until(
-        lambda: '"uri":"/info"' in run_stack(local, "logs", "nginx-proxy").stdout, 10, "its log"
+        lambda: '"uri":"/info"' in local.command("logs", "nginx-proxy").stdout, 10, "its log"
     )
 
 
@@ -228,7 +239,7 @@ def test_logs_do_not_send_escape_sequences_to_the_terminal(local: LocalStack) ->
 
 
 def test_logs_of_an_unknown_service_names_the_known_ones(local: LocalStack) -> None:
-    done = run_stack(local, "logs", "nginx")
+    done = local.command("logs", "nginx")
     assert done.returncode == 1
     assert "nginx-proxy" in done.stderr
 
@@ -239,7 +250,7 @@ def test_a_port_in_use_is_named_with_what_to_set_and_nothing_starts() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         other.ports["HTTP_PORT"] = taken.getsockname()[1]
-        done = run_stack(other, "up", "--local")
+        done = other.command("up", "--local")
         assert done.returncode == 1
         assert f"HTTP_PORT={other.ports['HTTP_PORT']}" in done.stderr
         assert "./stack up" in done.stderr
@@ -251,7 +262,7 @@ def test_wrong_settings_are_refused_before_anything_starts() -> None:
     wrong = LocalStack({"GUNICORN_WORKERS": "many", "PROMETHEUS_RETENTION_TIME": "banana"})
     try:
         for arguments in (["up", "--local"], ["up"]):
-            done = run_stack(wrong, *arguments)
+            done = wrong.command(*arguments)
             assert done.returncode == 1
             assert "GUNICORN_WORKERS" in done.stderr
             assert "PROMETHEUS_RETENTION_TIME=banana" in done.stderr
@@ -270,7 +281,7 @@ def test_wrong_settings_are_refused_before_anything_starts() -> None:
 )
 def test_wrong_command_lines_get_a_clear_answer(arguments: list[str], message: str) -> None:
     stack = LocalStack({"DOCKER_HOST": "unix:///nowhere"})
-    done = run_stack(stack, *arguments)
+    done = stack.command(*arguments)
     assert message in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     stack.down()
@@ -293,10 +304,10 @@ def test_full_and_read_only_disks_are_named() -> None:
     stack = LocalStack({})
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", stack.run], check=True)
     try:
-        done = run_stack(stack, "up", "--local")
+        done = stack.command("up", "--local")
         assert f"the disk is full: 1 MB are free for {stack.run}" in done.stderr
         subprocess.run(["mount", "-o", "remount,ro", stack.run], check=True)
-        done = run_stack(stack, "up", "--local")
+        done = stack.command("up", "--local")
         assert f"can't write to {stack.run}" in done.stderr
         assert "Traceback" not in done.stderr
     finally:
@@ -311,12 +322,33 @@ def test_status_names_a_disk_that_has_become_full() -> None:
     try:
         stack.up()
         (stack.run / "ballast").write_bytes(bytes(40_000_000))
-        done = run_stack(stack, "status")
+        done = stack.command("status")
         assert f"free for {stack.run}" in done.stderr
         assert done.returncode == 1
-        run_stack(stack, "down", "--now")
+        stack.command("down", "--now")
     finally:
         subprocess.run(["umount", "--lazy", stack.run], check=True)
+        stack.down()
+
+
+@pytest.mark.skipif(bool(engine_missing()), reason="no stack in containers")
+def test_status_names_a_disk_in_a_container_that_has_become_full(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(
+        "volumes:\n"
+        "  nginx-cache:\n"
+        "    driver_opts: {type: tmpfs, device: tmpfs, o: 'size=40m,uid=101,gid=101'}\n"
+    )
+    stack = ComposeStack({})
+    stack.files.append(tmp_path / "small.yaml")
+    try:
+        stack.compose("up", "--build", "--wait", "nginx-proxy")
+        assert "disk" not in stack.command("status").stderr
+        fill = "head -c 20000000 /dev/zero >/var/cache/nginx/ballast"
+        stack.compose("exec", "-T", "nginx-proxy", "sh", "-c", fill)
+        done = stack.command("status")
+        assert re.search(r"the disk is full: \d+ MB are free for nginx-proxy's /var", done.stderr)
+        assert done.returncode == 1
+    finally:
         stack.down()
 
 
@@ -331,21 +363,21 @@ def broken() -> Iterator[LocalStack]:
 def test_only_the_error_of_an_app_that_does_not_load_is_shown_and_its_log_is_kept(
     broken: LocalStack,
 ) -> None:
-    done = run_stack(broken, "up", "--local")
+    done = broken.command("up", "--local")
     assert done.returncode == 1
     assert "flask-app failed to start" in done.stderr
     assert "ModuleNotFoundError: No module named 'no_such_package'" in done.stderr.splitlines()[-2]
     assert "\\n" not in done.stderr
     assert "not healthy after" not in done.stderr  # it did not wait for the timeout
     assert processes_of(broken.run) == []
-    logs = run_stack(broken, "logs", "flask-app")
+    logs = broken.command("logs", "flask-app")
     assert "no_such_package" in logs.stdout
     assert "last run" in logs.stderr
 
 
 def test_a_missing_health_check_is_reported_early(broken: LocalStack) -> None:
     broken.settings["WSGI_APP"] = "unchecked:app"
-    done = run_stack(broken, "up", "--local")
+    done = broken.command("up", "--local")
     assert done.returncode == 1
     assert "404 instead of 200" in done.stderr
     assert "/flask-health-check" in done.stderr
@@ -360,24 +392,19 @@ def test_a_missing_health_check_is_reported_early(broken: LocalStack) -> None:
         ("unchecked:app", "404 instead of 200"),
     ],
 )
-def test_containers_fail_as_early_and_with_the_same_message(
-    app: str, message: str, tmp_path: Path
-) -> None:
+def test_containers_fail_as_early_and_with_the_same_message(app: str, message: str) -> None:
     # Grafana's image may be missing. Any image works here, because Grafana would start last.
     image = settings()["PROMETHEUS_IMAGE"]
     stack = ComposeStack({"WSGI_APP": app, "GRAFANA_IMAGE": image})
-    stack.settings |= {
-        "STACK_RUN_DIR": str(tmp_path),
-        "COMPOSE_FILE": os.pathsep.join(map(str, COMPOSE_FILES)),
-        "COMPOSE_PROJECT_NAME": stack.project,
-    }
     try:
-        done = run_stack(stack, "up")
+        done = stack.command("up")
         assert done.returncode == 1
         assert message in done.stderr
-        assert "flask-app" in run_stack(stack, "logs", "flask-app").stdout
-        status = run_stack(stack, "status")
-        assert status.returncode == 1
+        assert "Other services may run on; ./stack down ends them" in done.stderr
+        assert "flask-app" in stack.command("logs", "flask-app").stdout
+        assert stack.command("status").returncode == 1
+        assert stack.command("down").returncode == 0
+        assert remains_of(stack) == []
     finally:
         stack.down()
 
@@ -386,9 +413,9 @@ def test_a_start_shows_only_its_own_lines(broken: LocalStack) -> None:
     log = broken.run / "logs" / "flask-app.log"
     log.parent.mkdir()
     log.write_text("of the run before\n")
-    done = run_stack(broken, "up", "--local")
+    done = broken.command("up", "--local")
     assert "of the run before" not in done.stderr
-    assert "of the run before" not in run_stack(broken, "logs", "flask-app").stdout
+    assert "of the run before" not in broken.command("logs", "flask-app").stdout
     assert (log.parent / "previous" / log.name).read_text() == "of the run before\n"
 
 
@@ -397,18 +424,18 @@ def test_orphaned_processes_are_reported_and_ended() -> None:
         assert isinstance(stack, LocalStack)
         os.kill(int((stack.run / "supervisord.pid").read_text()), signal.SIGKILL)
         for command in ("up --local", "status"):
-            done = run_stack(stack, *command.split())
+            done = stack.command(*command.split())
             assert done.returncode == 1
             assert "still run" in done.stderr
             assert "./stack down" in done.stderr
         assert requests.get(stack.http, timeout=10).text == "Hello World!"
-        done = run_stack(stack, "down")
+        done = stack.command("down")
         assert done.returncode == 0
         assert "killed" in done.stdout
         with pytest.raises(requests.ConnectionError):
             requests.get(stack.http, timeout=10)
         assert processes_of(stack.run) == []
-        assert run_stack(stack, "up", "--local").returncode == 0
+        assert stack.command("up", "--local").returncode == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -439,7 +466,7 @@ def test_down_leaves_no_process() -> None:
     with launch("local") as stack:
         assert isinstance(stack, LocalStack)
         assert processes_of(stack.run)
-        done = run_stack(stack, "down")
+        done = stack.command("down")
         assert done.returncode == 0
         assert processes_of(stack.run) == []
-        assert run_stack(stack, "status").returncode == 1
+        assert stack.command("status").returncode == 1

@@ -79,3 +79,15 @@ def test_refusals_are_found_although_other_checks_time_out(
 """)
     with pytest.raises(StackError, match="404 instead of 200"):
         compose._refuse_failed(0, set())
+
+
+def test_a_start_on_a_full_disk_names_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (folder / "docker").open("a") as docker:
+        docker.write(
+            "[ \"$2\" = exec ] && printf 'Filesystem\\n/dev/x 100 90 10 90%% /\\n'\n"
+            'case "$2" in build | up) exit 0 ;; esac\n'
+        )
+    assert compose.up(IMAGES, attach=False) == 1
+    told = capsys.readouterr().err
+    assert "the disk is full: 0 MB are free for nginx-proxy's /var/cache/nginx" in told
+    assert "prometheus's /prometheus" in told
