@@ -164,7 +164,8 @@ def _pull(values: dict[str, str]) -> None:
     missing = []
     for name in (*BASE_IMAGES, *SERVICE_IMAGES):
         image = values[name]
-        here = bool(_output("docker", "image", "inspect", "--format", "{{.Id}}", image))
+        # For a missing image, docker prints an empty line.
+        here = bool(_output("docker", "image", "inspect", "--format", "{{.Id}}", image).strip())
         if here and name in SERVICE_IMAGES:
             continue
         progress(f"pulling {image}")

@@ -16,7 +16,7 @@ IMAGES = {name: name.lower() for name in (*compose.BASE_IMAGES, *compose.SERVICE
 DOCKER = """#!/bin/sh
 folder=$(dirname "$0")
 case "$1 $2" in
-"image inspect") [ -e "$folder/$5" ] && echo sha256:1 ;;
+"image inspect") if [ -e "$folder/$5" ]; then echo sha256:1; else echo; exit 1; fi ;;
 "pull --quiet") echo "no such host: $3" >&2; exit 1 ;;
 esac
 """
