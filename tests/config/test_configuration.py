@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -85,6 +86,15 @@ def test_compose_accepts_its_configuration() -> None:
     if engine_missing():
         pytest.skip(engine_missing())
     run("docker", "compose", "config", "--quiet")
+
+
+def test_compose_names_a_setting_that_env_lacks() -> None:
+    if engine_missing():
+        pytest.skip(engine_missing())
+    command = ["docker", "compose", "--env-file", "/dev/null", "config", "--quiet"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert re.search(r"variable \w+ is missing a value: restore its line in .env", done.stderr)
 
 
 def test_compose_and_local_processes_run_the_same_services() -> None:
