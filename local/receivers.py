@@ -29,7 +29,8 @@ FAILED = re.compile(
 NOTIFIED_WITHIN = 30.0  # seconds; Alertmanager waits 5 s for further alerts of the group
 # Prometheus sends a firing alert to Alertmanager again after a minute, at its next evaluation.
 RECENT = timedelta(seconds=90)
-WATCHDOG_WITHIN = 30.0  # seconds; just after a start, Prometheus has evaluated no rule yet
+# Seconds. Just after its start, Prometheus may know no Alertmanager yet and lose its first messages.
+WATCHDOG_WITHIN = 90.0
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # on this machine: no proxy
 
 
@@ -131,6 +132,8 @@ def send_test_alert(
 def _watchdog_arrives(alertmanager: str, progress: Callable[[str], None]) -> bool:
     """Whether Alertmanager has had the Watchdog from Prometheus of late; tells the user."""
     deadline = time.monotonic() + WATCHDOG_WITHIN
+    if not _watchdog(alertmanager):
+        progress("waiting for the Watchdog, an alert that always fires")
     while not (last := _watchdog(alertmanager)) and time.monotonic() < deadline:
         time.sleep(0.5)
     age = datetime.now(UTC) - last if last else None
