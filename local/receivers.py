@@ -29,7 +29,7 @@ FAILED = re.compile(
 NOTIFIED_WITHIN = 30.0  # seconds; Alertmanager waits 5 s for further alerts of the group
 # Prometheus sends a firing alert to Alertmanager again after a minute, at its next evaluation.
 RECENT = timedelta(seconds=90)
-# Seconds. Just after its start, Prometheus may know no Alertmanager yet and lose its first messages.
+# Seconds. Just after a start, Prometheus may not know Alertmanager yet; its message is lost then.
 WATCHDOG_WITHIN = 90.0
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # on this machine: no proxy
 

@@ -230,7 +230,7 @@ def test_logs_do_not_send_escape_sequences_to_the_terminal(local: LocalStack) ->
     finally:
         local.start("flask-app")
     text = wait_until(
-        lambda: (text := run_stack(local, "logs").stdout).count("[2J") >= 2 and text,
+        lambda: (text := local.command("logs").stdout).count("[2J") >= 2 and text,
         20,
         "both logs",
     )
