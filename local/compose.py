@@ -22,7 +22,9 @@ LEAST_FREE_KILOBYTES = 32_000
 REFUSED = re.compile(r"HTTP Error (4\d\d)")
 # This many failed health checks are a problem; a single one may fail during the start.
 FAILED_CHECKS = 2
-RUNS_ON = "Correct this and run ./stack up again. Other services may run on; ./stack down ends them"
+RUNS_ON = (
+    "Correct this and run ./stack up again. Other services may still run; ./stack down ends them"
+)
 SERVICE_NAMES = {service.name for service in SERVICES}
 # Where services write: a full disk there fails requests while every health check passes.
 WRITTEN = {"nginx-proxy": "/var/cache/nginx", "prometheus": "/prometheus"}
@@ -70,8 +72,8 @@ def ports_are_local() -> bool:
 def up(values: dict[str, str], *, attach: bool) -> int:
     """Pull, build and start; returns when everything is healthy, or with `attach` when it ends.
 
-    If it fails, what was started runs on, as Compose leaves it: a stack that is being changed may
-    still serve its users.
+    If it fails, the services that were started keep running, as with Compose itself: a stack whose
+    change fails may still serve its users.
 
     Raises:
         StackError: an image is missing, or a service failed; with its log, readable.

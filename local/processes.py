@@ -209,7 +209,7 @@ class Processes:
     def saved_environment(self) -> dict[str, str]:
         """The environment the running stack was started with.
 
-        A stack that older code started can lack settings: those have their defaults.
+        If older code started the stack, newer settings are missing and get their defaults.
         """
         return environment({}, self.run) | {"GRAFANA": ""} | _read(self._saved)
 
@@ -317,7 +317,7 @@ def check(address: str) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; nothing if it is missing or damaged."""
+    """The content of a JSON file; empty if the file is missing or damaged."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):

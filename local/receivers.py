@@ -87,7 +87,7 @@ def describe(values: dict[str, str]) -> list[str]:
 def send_test_alert(
     alertmanager: str, values: dict[str, str], progress: Callable[[str], None]
 ) -> bool:
-    """Test the way of an alert: Prometheus, Alertmanager, every receiver that is set.
+    """Test that alerts get from Prometheus to Alertmanager, and from there to every receiver.
 
     The Watchdog, which always fires, shows that Prometheus evaluates rules and that its alerts
     arrive at Alertmanager. A new alert shows that Alertmanager's messages arrive at the receivers.
@@ -130,7 +130,7 @@ def send_test_alert(
 
 
 def _watchdog_arrives(alertmanager: str, progress: Callable[[str], None]) -> bool:
-    """Whether Alertmanager has had the Watchdog from Prometheus of late; tells the user."""
+    """Whether Alertmanager has recently got the Watchdog from Prometheus; reports the result."""
     deadline = time.monotonic() + WATCHDOG_WITHIN
     if not _watchdog(alertmanager):
         progress("waiting for the Watchdog, an alert that always fires")
@@ -140,7 +140,7 @@ def _watchdog_arrives(alertmanager: str, progress: Callable[[str], None]) -> boo
     if age and age < RECENT:
         progress("Prometheus' alerts arrive at Alertmanager")
         return True
-    came = f"came last {age.seconds} s ago" if age else "is not there"
+    came = f"last arrived {age.seconds} s ago" if age else "has not arrived"
     progress(
         f"Prometheus' alerts do NOT arrive at Alertmanager: the Watchdog, which always fires, "
         f"{came}. ./stack status and ./stack logs prometheus say why"

@@ -1,4 +1,4 @@
-"""What all tests share: skipped tests in one line, and a failure if anything still runs."""
+"""What all tests share: a line about skipped tests, and a failure if anything still runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEFT = pytest.StashKey[list[str]]()
 
 @pytest.hookimpl(trylast=True)  # after pytest-xdist has ended its own processes
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail the run if a process or a container of it is left."""
+    """Fail the run if one of its processes or containers still exists."""
     if hasattr(session.config, "workerinput"):
         return
     folder: Path = session.config._tmp_path_factory.getbasetemp()

@@ -1,4 +1,4 @@
-"""Finds what this run of the tests started and did not end."""
+"""Finds processes and containers that this run of the tests started and did not end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def processes(folder: Path) -> list[str]:
             command = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:  # another user's, or gone
             continue
-        # nginx overwrites its environment with its title, which has its folder.
+        # nginx overwrites its environment with its title, which contains its folder.
         ours = f"stack-{RUN}-" in command or f"{folder}/" in command
         if command and (ours or f"STACK_TEST_RUN={RUN}".encode() in environment):
             found.append(f"{path.name} {command.strip()}")

@@ -1,4 +1,4 @@
-"""Tells the project's files from those of an application that somebody put into flask/."""
+"""Distinguishes the project's files from those of another application in flask/."""
 
 from __future__ import annotations
 

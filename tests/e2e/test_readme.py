@@ -76,9 +76,9 @@ def stack(kind: str, tmp_path: Path) -> Iterator[Stack]:
 def test_the_tour_ends_with_an_alert(stack: Stack) -> None:
     reader = Reader(stack)
     if stack.kind == "local" or grafana_image():
-        said = reader.type(START)
-        assert "healthy" in said.lower()
-        pages = re.findall(r"http://\S+", said.partition("\nthe app ")[2])
+        output = reader.type(START)
+        assert "healthy" in output.lower()
+        pages = re.findall(r"http://\S+", output.partition("\nthe app ")[2])
         assert len(pages) >= 3
         assert {
             page: requests.get(page, timeout=10).status_code for page in pages

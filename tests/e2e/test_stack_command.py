@@ -129,7 +129,7 @@ def slow_request(stack: Stack) -> subprocess.Popen[bytes]:
 
 
 def remains_of(stack: Stack) -> list[object]:
-    """What still runs of a stack."""
+    """The processes or containers of a stack that still exist."""
     if isinstance(stack, ComposeStack):
         return list(stack.compose("ps", "--all", "--quiet").split())
     return list(processes_of(stack.run))
@@ -142,8 +142,8 @@ def test_down_says_what_it_waits_for_and_can_be_cut_short(kind: str, how: str) -
         output = subprocess.PIPE
         with subprocess.Popen(command, env=stack.environment, stdout=output) as down:
             assert down.stdout
-            told = down.stdout.readline()
-            assert re.search(rb"nginx-proxy .*finish(ing)? (its|their) requests", told)
+            message = down.stdout.readline()
+            assert re.search(rb"nginx-proxy .*finish(ing)? (its|their) requests", message)
             assert client.poll() is None
             if how == "--now":
                 # The local supervisord is stopping and does not answer: its processes are orphaned.
@@ -157,7 +157,7 @@ def test_down_says_what_it_waits_for_and_can_be_cut_short(kind: str, how: str) -
 
 
 def test_a_stack_that_older_code_started_can_be_seen_and_ended() -> None:
-    """Settings that are newer than the start are missing in what it saved."""
+    """The environment that an older start saved lacks newer settings."""
     with launch("local") as stack:
         assert isinstance(stack, LocalStack)
         saved = stack.run / "environment.json"
@@ -400,7 +400,7 @@ def test_containers_fail_as_early_and_with_the_same_message(app: str, message: s
         done = stack.command("up")
         assert done.returncode == 1
         assert message in done.stderr
-        assert "Other services may run on; ./stack down ends them" in done.stderr
+        assert "Other services may still run; ./stack down ends them" in done.stderr
         assert "flask-app" in stack.command("logs", "flask-app").stdout
         assert stack.command("status").returncode == 1
         assert stack.command("down").returncode == 0

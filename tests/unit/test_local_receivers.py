@@ -52,8 +52,8 @@ def alertmanager(monkeypatch: pytest.MonkeyPatch) -> Iterator[Alertmanager]:
     ("ages", "arrives", "message"),
     [
         ([600, 70], True, "alerts arrive at Alertmanager"),
-        ([600], False, "came last 600 s ago"),
-        ([], False, "is not there"),
+        ([600], False, "last arrived 600 s ago"),
+        ([], False, "has not arrived"),
     ],
 )
 def test_the_watchdog_shows_whether_prometheus_reaches_alertmanager(
