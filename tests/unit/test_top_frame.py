@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import io
 import itertools
+import re
 from typing import Literal
 
 import pytest
 from rich.console import Console
 
+from local.settings import ROOT
 from local.top import words
 from local.top.frame import Canvas, View, frame
 from local.top.options import SORTS
@@ -121,6 +124,15 @@ def test_a_frame_contains_every_part() -> None:
         "(5 m)",
     ):
         assert part in text, part
+
+
+def test_the_picture_in_the_readme_has_the_headings_of_a_frame() -> None:
+    picture = (ROOT / "docs" / "img" / "top.svg").read_text()
+    shown = html.unescape(re.sub(r"<[^>]*>", "\n", picture)).replace("\N{NO-BREAK SPACE}", " ")
+    first = ("Requests/s", "Route", "Worker")
+    lines = [line.split() for line in drawn().splitlines() if line.lstrip().startswith(first)]
+    assert len(lines) == len(first)
+    assert [word for line in lines for word in line if word not in shown] == []
 
 
 @pytest.mark.parametrize("live", [False, True])
