@@ -168,3 +168,15 @@ def test_compose_lint(tmp_path: Path) -> None:
         shutil.copy(ROOT / name, tmp_path)
     env = os.environ | {"NO_COLOR": "1"}
     run("compose-lint", "--fail-on", "high", str(tmp_path / "compose.yaml"), env=env)
+
+
+def test_no_file_below_tmp_has_a_fixed_name() -> None:
+    paths = sample.tracked("tests/", "local/", ".ci/", "stack")
+    named = [
+        f"{path}:{number}"
+        for path in paths
+        for number, line in enumerate((ROOT / path).read_text().splitlines(), start=1)
+        if re.search(r"""["'\s=(]/tmp/\w""", line)
+    ]
+    assert len(paths) > 50
+    assert named == []

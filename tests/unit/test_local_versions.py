@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from local import native, packages
 from local.processes import _prometheus_options
 from local.settings import ROOT
 from local.versions import Program, version
@@ -46,3 +47,16 @@ def test_a_program_is_described_with_its_origin() -> None:
 def test_prometheus_3_gets_no_flag_that_only_2_needs() -> None:
     assert _prometheus_options("2.42.0+ds") == "--enable-feature=expand-external-labels"
     assert _prometheus_options("3.13.4") == ""
+
+
+def test_a_program_put_on_path_after_the_start_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = tmp_path / "prometheus"
+    running = {"prometheus": Program("prometheus", "2.42.0", "/usr/bin/prometheus")}
+    monkeypatch.setattr(packages, "programs", lambda: {"prometheus": newer})
+    (message,) = native._changed_programs(running)
+    assert "prometheus runs /usr/bin/prometheus" in message
+    assert f"the next start will use {newer}" in message
+    monkeypatch.setattr(packages, "programs", lambda: {"prometheus": Path("/usr/bin/prometheus")})
+    assert native._changed_programs(running) == []
