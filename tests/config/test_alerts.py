@@ -485,6 +485,7 @@ def test_alert_says_which_job_measures_it(name: str) -> None:
     job = ALERTS[name]["labels"].get("job")
     of_no_job = {
         *("UpstreamDown", "TargetDown", "GrafanaDown", "TargetMissing", "Watchdog"),
+        "ServiceRestarting",
         "MemoryNearLimit",  # has the job of its container
     }
     assert (job in jobs) != (name in of_no_job)

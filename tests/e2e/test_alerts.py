@@ -254,6 +254,22 @@ def test_stopped_flask_sends_an_alert_without_its_consequences(
         received(fast, receivers, "UpstreamDown", "resolved")
 
 
+def test_service_that_ends_again_and_again_raises_an_alert(fast: Stack) -> None:
+    started = 'process_start_time_seconds{job="nginx-access-exporter"}'
+    killed = []
+
+    def fires() -> bool:
+        """Kill the service whenever Prometheus has seen its next start."""
+        if (start := fast.query(started)) and start[0]["value"] not in killed:
+            killed.append(start[0]["value"])
+            main, *_ = fast.processes("nginx-access-exporter")
+            fast.signal("nginx-access-exporter", main, signal.SIGKILL)
+        return bool(fast.query('ALERTS{alertname="ServiceRestarting", alertstate="firing"}'))
+
+    wait_until(fires, DEADLINE, "ServiceRestarting to fire")
+    assert len(killed) > 2
+
+
 def test_failing_receiver_is_reported_to_the_others_without_its_secret(
     fast: Stack, receivers: Receivers, secrets: Path
 ) -> None:

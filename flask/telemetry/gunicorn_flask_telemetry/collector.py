@@ -73,12 +73,15 @@ class WorkerCollector:
             for reading in readings
             if reading.pid and (process := Process.read(reading.pid))
         }
-        configured = json.loads((self._directory / "arbiter.json").read_text())
+        arbiter = json.loads((self._directory / "arbiter.json").read_text())
+        yield _gauge(
+            "process_start_time_seconds", "Unix time of the arbiter's start", arbiter["start_time"]
+        )
         yield _gauge("gunicorn_workers", "Workers alive", len(processes))
         yield _gauge(
-            "gunicorn_workers_configured", "Workers that are configured", configured["workers"]
+            "gunicorn_workers_configured", "Workers that are configured", arbiter["workers"]
         )
-        yield _gauge("gunicorn_worker_threads", "Threads of each worker", configured["threads"])
+        yield _gauge("gunicorn_worker_threads", "Threads of each worker", arbiter["threads"])
         for reading in readings:
             # If a request starts during the read, the sum can be microseconds too small.
             last = self._busy_seconds.get(reading.number, 0.0)

@@ -55,6 +55,7 @@ class State:
         self._workers, self._threads = 0, _threads(cfg)
         self._owner = (cfg.uid, cfg.gid)
         self._pid = os.getpid()
+        self._start_time = time.time()
         self._temporary = not os.environ.get(DIRECTORY_VARIABLE)
         if self._temporary:
             memory = MEMORY if os.access(MEMORY, os.W_OK) else None
@@ -117,7 +118,8 @@ class State:
 
     def _write_configuration(self) -> None:
         written = self._configuration.with_suffix(".new")
-        written.write_text(json.dumps({"workers": self._workers, "threads": self._threads}))
+        configured = {"workers": self._workers, "threads": self._threads}
+        written.write_text(json.dumps(configured | {"start_time": self._start_time}))
         written.replace(self._configuration)
 
     def _make_directory(self) -> None:
