@@ -19,7 +19,7 @@ from local.settings import ROOT, SERVICES, StackError
 BASE_IMAGES = ("NGINX_IMAGE", "PYTHON_IMAGE")
 SERVICE_IMAGES = ("NGINX_EXPORTER_IMAGE", "PROMETHEUS_IMAGE", "ALERTMANAGER_IMAGE", "GRAFANA_IMAGE")
 LEAST_FREE_KILOBYTES = 32_000
-REFUSED = re.compile(r"HTTP Error (4\d\d)")
+REFUSED = re.compile(r"flask-health-check: status (4\d\d)")
 # This many failed health checks are a problem; a single one may fail during the start.
 FAILED_CHECKS = 2
 RUNS_ON = (

@@ -61,7 +61,7 @@ def test_missing_images_are_all_named_and_local_processes_are_suggested(folder: 
 def test_refusals_are_found_although_other_checks_time_out(
     folder: Path,
 ) -> None:
-    refusal = {"ExitCode": 1, "Output": "urllib.error.HTTPError: HTTP Error 404: NOT FOUND"}
+    refusal = {"ExitCode": 1, "Output": "8000/flask-health-check: status 404 NOT FOUND"}
     late = {"ExitCode": -1, "Output": "Health check exceeded timeout (10s)"}
     container = {
         "Id": "abc",
