@@ -48,7 +48,6 @@ def overview() -> dict[str, Any]:
                         "where there is one. Flask s/s is how many threads the route keeps busy. "
                         "`unmatched` counts requests that match no URL rule, `none` requests that "
                         "got no answer from Flask. Click a row for the route's dashboard.",
-                        "5m",
                     ),
                 ),
             ],

@@ -209,13 +209,12 @@ def states(signal: Signal, mappings: Sequence[Mapping], *, texts: bool = True) -
     }
 
 
-def routes(title: str, description: str, window: str) -> Panel:
+def routes(title: str, description: str) -> Panel:
     """A row for each route: what is wrong with it, and the columns of `./stack top`.
 
     Args:
         title: the panel's title.
         description: what it shows, what is normal, what to do when it is not.
-        window: how far back the columns look, a PromQL duration.
     """
     signal = Signal(title, description, "short", (), empty=NO_REQUESTS)
     columns = {column.key: column for column in COLUMNS}
@@ -228,11 +227,7 @@ def routes(title: str, description: str, window: str) -> Panel:
     }
     cells = {
         "state": Query(routes_signals.STATE, ""),
-        # Without the NaN, a column would be missing if no route has a value in it.
-        **{
-            key: Query(f"{column.expr(window)} or {routes_signals.NO_VALUES}", "")
-            for key, column in columns.items()
-        },
+        **{key: Query(column.on_dashboard, "") for key, column in columns.items()},
         "order": Query(routes_signals.ORDER, ""),
     }
     order = ["route", "Value #state", "Trend #trend", *(f"Value #{key}" for key in columns)]

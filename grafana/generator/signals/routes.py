@@ -1,7 +1,8 @@
 """The table of routes: one row for each route, on the overview and in `./stack top`.
 
-Every expression is a function of the window, a PromQL duration: the dashboard uses 5 minutes, as
-the alerts do, and `./stack top` the window that its user chooses.
+Every expression is a function of the window, a PromQL duration. `./stack top` uses the window that
+its user chooses. The dashboard uses 5 minutes, as the alerts do, and so it can read what rules
+record.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from generator.signals import Query, limit
 from generator.signals.cache import HIT
 from generator.signals.traffic import DURATION, REQUESTS
 from generator.signals.upstream import FLASK
+
+WINDOW = "5m"  # of the dashboard's table
 
 FAILED = 'route!="none", status=~"5.."'
 FAILED_IN_NGINX = 'route="none", status=~"5..", status!~"501|505"'
@@ -33,6 +36,7 @@ class Column:
         expr: makes PromQL by route from the window.
         limit: the limit that colours a value, by route; None if no alert reads this column.
         low_is_bad: whether values below the limit are bad.
+        recorded: the rule that records the column for WINDOW, if there is one.
     """
 
     key: str
@@ -41,6 +45,16 @@ class Column:
     expr: Callable[[str], str]
     limit: Query | None = None
     low_is_bad: bool = False
+    recorded: str | None = None
+
+    @property
+    def on_dashboard(self) -> str:
+        """PromQL for the dashboard: NaN where a route has no value.
+
+        Without the NaN, the table would have no such column if no route had a value.
+        """
+        own = f"max by (route) ({self.recorded})" if self.recorded else self.expr(WINDOW)
+        return f"{own} or NaN * max by (route) (route:nginx_requests:rate5m)"
 
 
 def counted(metric: str, selector: str, window: str) -> str:
@@ -110,9 +124,20 @@ def flask_seconds(window: str) -> str:
 P95_LIMIT = limit("route_threshold:request_p95_seconds")
 
 COLUMNS = (
-    Column("requests_per_second", "Requests/s", "reqps", requests),
     Column(
-        "error_ratio", "Errors", "percentunit", error_ratio, limit("route_threshold:error_ratio")
+        "requests_per_second",
+        "Requests/s",
+        "reqps",
+        requests,
+        recorded="route:nginx_requests:rate5m",
+    ),
+    Column(
+        "error_ratio",
+        "Errors",
+        "percentunit",
+        error_ratio,
+        limit("route_threshold:error_ratio"),
+        recorded="route:nginx_errors:ratio_rate5m",
     ),
     Column(
         "cache_hit_ratio",
@@ -121,13 +146,12 @@ COLUMNS = (
         hit_ratio,
         limit("1 - route_threshold:cache_miss_ratio"),
         low_is_bad=True,
+        recorded="route:nginx_cache_hit:ratio_rate5m",
     ),
     Column("p95_hit_seconds", "p95 hits", "s", lambda window: p95(HIT, window), P95_LIMIT),
     Column("p95_miss_seconds", "p95 misses", "s", lambda window: p95(WAITED, window), P95_LIMIT),
     Column("flask_seconds_per_second", "Flask s/s", "none", flask_seconds),
 )
-
-NO_VALUES = "NaN * sum by (route) (route:nginx_requests:rate5m)"
 
 REQUEST_TREND = "sum by (route) (route:nginx_requests:rate1m)"
 
@@ -175,5 +199,5 @@ STATES = {
 # Routes in a worse state come first, then routes that keep more threads busy.
 ORDER = (
     f'0 * sum by (route) (route:nginx_requests:rate5m{{route=~"{NO_ROUTE}"}}) - 1'
-    f" or 1000 * {STATE} + on (route) ({flask_seconds('5m')} or 0 * {STATE})"
+    f" or 1000 * {STATE} + on (route) ({flask_seconds(WINDOW)} or 0 * {STATE})"
 )
