@@ -23,7 +23,7 @@ def overview() -> dict[str, Any]:
                     stat(traffic.REQUEST_RATE.for_all_routes()),
                     stat(traffic.ERROR_RATIO.for_all_routes()),
                     stat(cache.HIT_RATIO.for_all_routes(), low_is_bad=True),
-                    stat(traffic.SLOWEST),
+                    stat(traffic.SLOWEST, trend=False),
                     stat(workers.UTILISATION),
                     stat(monitoring.FIRING),
                 ),

@@ -116,14 +116,18 @@ def timeseries(
     }
 
 
-def stat(signal: Signal, *, low_is_bad: bool = False) -> Panel:
+def stat(signal: Signal, *, low_is_bad: bool = False, trend: bool = True) -> Panel:
     """One number with its recent trend; the background's colour says whether it is fine.
 
     Args:
         signal: a query and, where there is one, the limit that decides the colour.
         low_is_bad: whether values below the limit are bad.
+        trend: whether to draw the recent trend; without it, the query is asked for the end only.
     """
     number, *limits = signal.queries
+    (target,) = over_time((number,))
+    if not trend:
+        target |= {"range": False, "instant": True}
     below, above = (colours.BAD, colours.GOOD) if low_is_bad else (colours.GOOD, colours.BAD)
     limits = [_with_start(limit) for limit in limits]
     field = {
@@ -136,7 +140,7 @@ def stat(signal: Signal, *, low_is_bad: bool = False) -> Panel:
         field["links"] = [_to_route(ROUTE_OF_SERIES)]
     bases = [signal.basis] if signal.basis else []
     return _panel("stat", signal) | {
-        "targets": over_time((number,))
+        "targets": [target]
         + [now("limit", limit) for limit in limits]
         + [now("basis", basis) for basis in bases],
         "transformations": [
@@ -150,7 +154,7 @@ def stat(signal: Signal, *, low_is_bad: bool = False) -> Panel:
             # target has gone.
             "reduceOptions": {"calcs": ["last"], "fields": "", "values": False},
             "colorMode": "background",
-            "graphMode": "area",
+            "graphMode": "area" if trend else "none",
             "textMode": "value_and_name" if bases else "value",
             "justifyMode": "center",
             "wideLayout": False,
@@ -302,7 +306,7 @@ def routes(title: str, description: str) -> Panel:
                 *(
                     _named(
                         column.title,
-                        {"unit": column.unit}
+                        {"unit": column.unit, "mappings": [no_value(" ")]}
                         | (
                             {
                                 "color": {"mode": "thresholds"},

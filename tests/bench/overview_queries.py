@@ -35,6 +35,7 @@ POINTS_OF_ANNOTATIONS = 100
 ROUNDS = 3
 CACHE = ("HIT", "MISS", "EXPIRED", "STALE", "UPDATING", "NONE")
 STATUS = ("200", "304", "404", "500", "502")
+PHASES = ("connect", "header", "response")
 WORKERS = 3
 
 # Grafana rounds the time between two points to one of these, in seconds
@@ -42,6 +43,11 @@ STEPS = (SCRAPE, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1200, 1800, 3600, 7200,
 SHOWN = 8  # queries in a table
 CHANGING = [f"{1 + number * 41 % 97 / 97:.6f}" for number in range(97)]
 
+EVERY_MINUTE = {
+    "route:nginx_requests:increase1m",
+    "route:nginx_cache_saved_seconds:rate5m",
+    "slo:budget_burn:ratio_rate1h",
+}
 COUNTER, GAUGE, CONSTANT = "counter", "gauge", "constant"
 LES = [f'le="{bound}"' for bound in BOUNDS]
 
@@ -75,8 +81,11 @@ def recorded(app: App) -> Iterator[Metric]:
     by_cache = [f'cache="{cache}",{le}' for cache in CACHE for le in LES]
     yield "cache_le:nginx_request_duration_seconds_bucket:rate1m", by_cache, GAUGE
     yield "cache:nginx_response_bytes:rate1m", [f'cache="{cache}"' for cache in CACHE], GAUGE
-    for phase in ("connect", "header", "response"):
+    for phase in PHASES:
         yield f"le:nginx_upstream_{phase}_duration_seconds_bucket:rate1m", LES, GAUGE
+    for times in ("", "_hit", "_miss", *(f"_upstream_{phase}" for phase in PHASES)):
+        for level in ("p50", "p95", "p99"):
+            yield f"stack:nginx{times or '_request'}_duration_seconds:{level}_rate1m", [""], GAUGE
     attempts = [f'status="{status}"' for status in STATUS]
     yield "status:nginx_upstream_attempts:rate1m", attempts, GAUGE
     for name in (
@@ -90,7 +99,8 @@ def recorded(app: App) -> Iterator[Metric]:
         yield name, [""], GAUGE
     slos = [f'slo="{slo}"' for slo in ("availability", "latency")]
     yield "slo:budget_burn:ratio_rate1h", slos, GAUGE
-    yield "route:nginx_requests:rate1m", app.routes, GAUGE
+    for name in ("rate1m", "increase1m"):
+        yield f"route:nginx_requests:{name}", app.routes, GAUGE
     yield "route:nginx_request_duration_seconds:p95_rate5m", app.routes, GAUGE
     for name in ("lookups:rate5m", "hit:ratio_rate5m", "saved_seconds:rate5m"):
         yield f"route:nginx_cache_{name}", app.cached, GAUGE
@@ -172,8 +182,9 @@ def recent(app: App) -> Iterator[Metric]:
 
 def write(file: TextIO, metrics: Iterable[Metric], times: range) -> None:
     """Write samples at these times (Unix seconds) as OpenMetrics text."""
-    stamps = [f" {at}\n" for at in times]
+    all_stamps = [f" {at}\n" for at in times]
     for name, label_sets, kind in metrics:
+        stamps = all_stamps[:: 60 // SCRAPE] if name in EVERY_MINUTE else all_stamps
         file.write(f"# TYPE {name} unknown\n")
         for position, labels in enumerate(label_sets):
             prefix = f"{name}{{{labels}}} "

@@ -54,8 +54,8 @@ NEVER_SEEN = {
     ("Notifications", "{{integration}}"),
     ("Notifications", "failed"),
     ("Passed on by nginx, counted by Flask", "answered stale"),
-    ("Error budget burn", "{{slo}}"),  # recorded only once a minute, so it may not exist yet
-    ("Error budget burn", "pages above"),
+    ("Budget burn", "{{slo}}"),  # recorded only once a minute, so it may not exist yet
+    ("Budget burn", "pages above"),
     ("Flask time saved by the cache", "saved"),  # once a minute, too
 }
 
@@ -512,11 +512,11 @@ def test_figures_that_two_panels_share_are_the_same(traffic: Traffic) -> None:
     assert hits == {"/cache-me": same(overview("Hit ratio by route")["/cache-me"])}
     assert hits == {"/cache-me": same(one("Hit ratio"))}
     assert hits == {"/cache-me": same(one("Hit ratio", uid="route", route="/cache-me"))}
-    ((slowest, p95),) = overview("Slowest route (p95)").items()
+    ((slowest, p95),) = overview("Slowest route").items()
     assert p95 == same(one("p95 latency", uid="route", route=slowest))
     assert p95 == same(one("p95 latency", uid="route"))
-    (basis,) = overview("Slowest route (p95)", "basis")
-    named_route, number = re.fullmatch(r"(.+): (\d+) requests", basis).groups()
+    (basis,) = overview("Slowest route", "basis")
+    named_route, number = re.fullmatch(r"(.+): p95 of (\d+) requests", basis).groups()
     assert named_route == slowest
     assert int(number) == pytest.approx(WINDOW * requests_per_second[slowest], abs=0.51)
     assert one("Offload") == same(one("Offload", uid="route"))
@@ -536,6 +536,20 @@ def test_the_routes_that_hurt_stand_first_and_requests_without_a_route_last(
     ranked = sorted(order, key=lambda route: -order[route])
     assert ranked[0] == "/"
     assert {"unmatched", "none"} & set(ranked) == set(ranked[3:])
+
+
+def test_every_column_of_the_table_has_every_route(traffic: Traffic) -> None:
+    """A column of which no route has a value would be missing from the table."""
+    (table,) = (
+        panel for panel in DASHBOARDS["stack-overview"]["panels"] if panel["title"] == "Routes"
+    )
+    columns = {
+        target["refId"]: {series["metric"]["route"] for series in traffic.stack.query(expression)}
+        for target in table["targets"]
+        if (expression := prepared(target["expr"], {})) and "NaN" in expression
+    }
+    assert len(columns) == 6
+    assert set(map(frozenset, columns.values())) == {frozenset(ROUTES)}
 
 
 def test_cache_statuses_are_those_that_clients_saw(traffic: Traffic) -> None:

@@ -14,6 +14,9 @@ ROUTE = 'route=~"$route"'
 INSTANCE = 'instance=~"$instance"'
 RATE = "$__rate_interval"
 
+HIT = 'cache=~"HIT|STALE|UPDATING"'
+MISS = 'cache=~"MISS|EXPIRED|BYPASS"'
+
 NO_REQUESTS = "No requests in this time range"
 
 # Thresholds that a route may override.
@@ -56,6 +59,17 @@ TOTALS = {
         "instance:flask_http_request_duration_seconds_count:rate1m"
     ),
 }
+# Of each histogram by route: the rules in the same file that record percentiles over all routes.
+PERCENTILES = {
+    ("nginx_route_request_duration_seconds", ""): "nginx_request_duration_seconds",
+    ("nginx_route_request_duration_seconds", HIT): "nginx_hit_duration_seconds",
+    ("nginx_route_request_duration_seconds", MISS): "nginx_miss_duration_seconds",
+} | {
+    (f"nginx_route_upstream_{phase}_duration_seconds", ""): (
+        f"nginx_upstream_{phase}_duration_seconds"
+    )
+    for phase in ("connect", "header", "response")
+}
 # Of each recorded ratio by route: the rate that weights it in an average over several routes, and
 # the recorded ratio over all routes.
 RATIOS = {
@@ -75,6 +89,10 @@ RATIOS = {
 RATE_OF_ROUTE = re.compile(
     r'(?P<function>rate|increase)\((?P<metric>\w+)\{route=~"\$route"(?:, )?(?P<selector>[^}]*)\}'
     r"\[\$__rate_interval\]\)"
+)
+QUANTILE_OF_ROUTE = re.compile(
+    r"histogram_quantile\((?P<q>[\d.]+), sum by \(le\) \(rate\((?P<metric>\w+)_bucket"
+    r'\{route=~"\$route"(?:, )?(?P<selector>[^}]*)\}\[\$__rate_interval\]\)\)\) >= 0'
 )
 
 
@@ -147,6 +165,11 @@ def _total(expr: str) -> str:
         total = f"{TOTALS[metric]}{{{selector}}}".replace("{}", "")
         return total if found["function"] == "rate" else f"60 * {total}"
 
+    def percentile(found: re.Match[str]) -> str:
+        name = PERCENTILES[found["metric"], found["selector"]]
+        return f"max(stack:{name}:p{float(found['q']) * 100:g}_rate1m)"
+
+    expr = QUANTILE_OF_ROUTE.sub(percentile, expr)
     for ratio, (weight, total) in RATIOS.items():
         expr = expr.replace(overall(ratio, weight), f"max({total}) or vector(NaN)")
     expr = RATE_OF_ROUTE.sub(recorded, expr)

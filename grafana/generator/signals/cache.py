@@ -2,6 +2,8 @@
 
 from generator import colours
 from generator.signals import (
+    HIT,
+    MISS,
     NO_REQUESTS,
     RATE,
     ROUTE,
@@ -16,8 +18,6 @@ from generator.signals import (
 )
 from generator.signals.traffic import DURATION, REQUESTS
 
-HIT = 'cache=~"HIT|STALE|UPDATING"'
-MISS = 'cache=~"MISS|EXPIRED|BYPASS"'
 BYTES = "nginx_route_response_bytes_total"
 
 NO_LOOKUPS = "No cacheable requests in this time range"

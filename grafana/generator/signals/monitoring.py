@@ -1,8 +1,7 @@
 """Whether the other dashboards can be trusted."""
 
 from generator import colours
-from generator.signals import RATE, Query, Signal, limit, rate, threshold
-from generator.signals.cache import HIT
+from generator.signals import HIT, RATE, Query, Signal, limit, rate, threshold
 from generator.signals.traffic import REQUESTS
 from generator.signals.upstream import ATTEMPTS
 
@@ -45,7 +44,7 @@ ALERTS = Signal(
 BURN = "slo:budget_burn:ratio_rate1h"
 
 BUDGET = Signal(
-    title="Error budget burn",
+    title="Budget burn",
     description=(
         "How fast the error budget of the service level objectives is spent, over 1 hour: 1 is as "
         "fast as allowed, 0 is best. At the line, the budget for 30 days would last 2 days, and "

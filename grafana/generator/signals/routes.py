@@ -8,8 +8,7 @@ record.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from generator.signals import Query, limit
-from generator.signals.cache import HIT
+from generator.signals import HIT, Query, limit
 from generator.signals.traffic import DURATION, REQUESTS
 from generator.signals.upstream import FLASK
 

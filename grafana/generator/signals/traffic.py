@@ -79,7 +79,7 @@ OF_SLOWEST = counted(
 )
 
 SLOWEST = Signal(
-    title="Slowest route (p95)",
+    title="Slowest route",
     description=(
         "The route with the highest 95th percentile of latency over 5 minutes, and the number of "
         "requests behind that figure. Red is above the limit that applies to this route. The table "
@@ -91,7 +91,7 @@ SLOWEST = Signal(
         limit(f"max(route_threshold:request_p95_seconds and on (stack, route) {SLOWEST_NOW})"),
     ),
     empty="No traffic",
-    basis=Query(f'label_join({OF_SLOWEST.expr}, "text", ": ", "route", "text")', "text"),
+    basis=Query(f'label_join({OF_SLOWEST.expr}, "text", ": p95 of ", "route", "text")', "text"),
 )
 
 BY_ROUTE = Signal(
