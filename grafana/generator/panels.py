@@ -125,6 +125,9 @@ def stat(signal: Signal, *, low_is_bad: bool = False, trend: bool = True) -> Pan
         trend: whether to draw the recent trend; without it, the query is asked for the end only.
     """
     number, *limits = signal.queries
+    if signal.basis and "{{" not in number.legend:
+        # The basis is shown in place of the name; without traffic there is neither.
+        number = replace(number, legend=" ")
     (target,) = over_time((number,))
     if not trend:
         target |= {"range": False, "instant": True}
