@@ -539,7 +539,7 @@ def test_the_routes_that_hurt_stand_first_and_requests_without_a_route_last(
 
 
 def test_every_column_of_the_table_has_every_route(traffic: Traffic) -> None:
-    """A column of which no route has a value would be missing from the table."""
+    """The table would lack a column in which no route has a value."""
     columns = [
         {series["metric"]["route"] for series in series_of(traffic.stack, case, traffic.started)}
         for case in CASES
