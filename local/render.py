@@ -15,6 +15,8 @@ import yaml
 from local.packages import mime_types
 from local.settings import BIN, ROOT, container_addresses
 
+METRICS_LOG = "/var/log/nginx-metrics/access.log"
+
 
 def render(environment: dict[str, str]) -> None:
     """Write nginx's configuration folder and prometheus.yml below STACK_RUN_DIR."""
@@ -69,6 +71,10 @@ def _render_nginx(environment: dict[str, str], folder: Path) -> None:
             check=True,
         )
         target.write_text(filled.stdout)
+    (folder / "include").mkdir(exist_ok=True)
+    for snippet in (ROOT / "nginx" / "include").iterdir():
+        text = snippet.read_text().replace(METRICS_LOG, environment["NGINX_METRICS_LOG"])
+        (folder / "include" / snippet.name).write_text(text)
     (folder / "cache").mkdir(exist_ok=True)
     _link(folder / "nginx.conf", ROOT / "nginx" / "nginx.conf")
     _link(folder / "mime.types", mime_types())

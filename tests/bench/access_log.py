@@ -28,7 +28,8 @@ from pathlib import Path
 from urllib.request import urlopen
 
 ROOT = Path(__file__).parents[2]
-LOG_TEMPLATE = ROOT / "nginx" / "templates" / "access-metrics.conf.template"
+INCLUDE = ROOT / "nginx" / "include"
+METRICS_LOG = "/var/log/nginx-metrics/access.log"
 CONNECTIONS = 32
 ORIGIN_PORT = 22100
 READER_PORTS = {"nginx-access-exporter": 22111, "mtail": 22112}
@@ -239,12 +240,13 @@ def scrape(port: int) -> str:
 @contextmanager
 def start_nginx(folder: Path, logs: dict[str, Path]) -> Iterator[int]:
     """Run nginx; yields its worker's pid."""
-    log_format, directive, arguments = LOG_TEMPLATE.read_text().partition("access_log ")
+    log_format = (INCLUDE / "metrics-log-format.conf").read_text()
+    access_log = (INCLUDE / "metrics-log.conf").read_text()
     servers = []
     for name, port in VARIANTS.items():
-        log = (directive + arguments).replace("${NGINX_METRICS_LOG}", str(logs.get(name, "")))
+        log = access_log.replace(METRICS_LOG, str(logs[name])) if name in logs else ""
         servers.append(
-            f"server {{ listen 127.0.0.1:{port}; {log if name in logs else ''} "
+            f"server {{ listen 127.0.0.1:{port}; {log} "
             f"location / {{ proxy_pass http://127.0.0.1:{ORIGIN_PORT}; }} }}"
         )
     config = folder / "nginx.conf"

@@ -202,8 +202,8 @@ def test_settings_that_the_readme_names_are_where_it_says() -> None:
 
 
 def test_architecture_has_the_fields_of_the_metrics_log() -> None:
-    template = (ROOT / "nginx/templates/access-metrics.conf.template").read_text()
-    log_format = re.sub(r"#.*", "", template.split("log_format metrics")[1].split(";")[0])
+    snippet = (ROOT / "nginx/include/metrics-log-format.conf").read_text()
+    log_format = re.sub(r"#.*", "", snippet.split("log_format metrics")[1].split(";")[0])
     fields = "".join(re.findall(r"'([^']*)'", log_format)).split(r"\t")
     written = re.search(
         r"^nam/.*?(?=^```)", (ROOT / "docs/architecture.md").read_text(), re.M | re.S

@@ -24,7 +24,7 @@ from local.settings import ROOT, settings
 from nginx_access_exporter.line import Request, parse
 from tests.stacks import engine_missing, free_port, wait_until
 
-TEMPLATE = ROOT / "nginx" / "templates" / "access-metrics.conf.template"
+LOG_FORMAT = ROOT / "nginx" / "include" / "metrics-log-format.conf"
 BODY = b"x" * 50_000
 CUT_OFF = 20_000
 # More than the buffers of nginx and both sockets hold.
@@ -37,7 +37,8 @@ pid {folder}/nginx.pid;
 {user}
 events {{ worker_connections 256; }}
 http {{
-    {access_log}
+    {log_format}
+    access_log {folder}/access.log metrics;    # unbuffered, so that no test waits for the buffer
     proxy_cache_path {folder}/cache keys_zone=cache:1m use_temp_path=off;
     client_body_temp_path {folder}/temporary; proxy_temp_path {folder}/temporary;
     fastcgi_temp_path {folder}/temporary; uwsgi_temp_path {folder}/temporary;
@@ -194,13 +195,11 @@ def nginx(
     folder, port = tmp_path_factory.mktemp("nginx"), free_port()
     (folder / "files").mkdir()
     (folder / "files" / "file.txt").write_text("a file that nginx serves")
-    # Unbuffered, so that no test waits for the buffer.
-    access_log = TEMPLATE.read_text().replace(" buffer=64k flush=1s", "")
     config = folder / "nginx.conf"
     config.write_text(
         CONFIG.format(
             folder=folder,
-            access_log=access_log.replace("${NGINX_METRICS_LOG}", str(folder / "access.log")),
+            log_format=LOG_FORMAT.read_text(),
             user="user root;" if os.geteuid() == 0 else "",
             port=port,
             upstream=upstream,
