@@ -121,7 +121,7 @@ def test_no_rule_turns_a_threshold_into_a_scalar(path: Path) -> None:
 def test_rules_aggregate_and_join_by_stack() -> None:
     for rule in RULES:
         for labels in re.findall(r"\b(?:by|on) \(([^)]*)\)", rule["expr"]):
-            alone = "present_over_time" in rule["expr"] or "stack:known" in rule["expr"]
+            alone = re.search(r"present_over_time|stack:(known|expected_job)", rule["expr"])
             assert "stack" in labels.split(", ") or alone, (rule, labels)
         assert not re.search(r"\b(?:sum|max|min|avg|count|group)\(", rule["expr"]), rule
         assert not re.search(r"\babsent\(", rule["expr"]), rule
