@@ -1,4 +1,4 @@
-"""The rules beside a Prometheus of one's own: what does not run there raises no alert.
+"""The rules beside the jobs of a user's own Prometheus: what does not run there raises no alert.
 
 The commands that delete jobs from the list are those of examples/existing-host/README.md.
 """

@@ -30,6 +30,7 @@ DURATION = re.compile(
     r"(?:(?<=[\[:])|(?<=offset )|(?<=for: )|(?<=interval: )|(?<=timeout: )|(?<=group_wait: ))"
     r"(\d+)([smhd])\b"
 )
+UNLOGGED = re.compile(r'(unlogged_requests_per_second", expr:) (\d+)')
 DEADLINE = 150.0  # seconds for a message: the slowest takes 60 on an idle machine
 GUNICORN_TIMEOUT = 3  # seconds
 
@@ -40,7 +41,11 @@ METRIC_NAME = r"(?<![:\w])(?:nginx|flask|gunicorn|prometheus|alertmanager|scrape
 
 def faster(text: str) -> str:
     """A configuration file's text with every duration divided by SPEED."""
-    return DURATION.sub(lambda found: f"{int(found[1]) * MILLISECONDS[found[2]] // SPEED}ms", text)
+    text = DURATION.sub(lambda found: f"{int(found[1]) * MILLISECONDS[found[2]] // SPEED}ms", text)
+    # Scrapes are requests too, which nginx does not log; there are more of them now.
+    text = UNLOGGED.sub(lambda found: f"{found[1]} {int(found[2]) * SPEED}", text)
+    # A scrape does not become faster by it: on a busy machine it takes most of a second.
+    return re.sub(r"(scrape_interval|scrape_timeout): +\d+ms", r"\1: 1s", text)
 
 
 def faster_configuration(folder: Path) -> dict[str, str]:
@@ -49,15 +54,6 @@ def faster_configuration(folder: Path) -> dict[str, str]:
     (folder / "rules").mkdir()
     for path in (*source.glob("rules/*.yml"), *source.glob("*.yml")):
         (folder / path.relative_to(source)).write_text(faster(path.read_text()))
-    # Scrapes are requests too, which nginx does not log; there are more of them now.
-    thresholds = folder / "rules" / "thresholds.yml"
-    unlogged = re.compile(r'(unlogged_requests_per_second", expr:) (\d+)')
-    more = unlogged.sub(lambda it: f"{it[1]} {int(it[2]) * SPEED}", thresholds.read_text())
-    thresholds.write_text(more)
-    # A scrape does not become faster by it: on a busy machine it takes most of a second.
-    prometheus = folder / "prometheus.yml"
-    scrape = re.compile(r"(scrape_interval|scrape_timeout): \d+ms")
-    prometheus.write_text(scrape.sub(r"\1: 1s", prometheus.read_text()))
     return {
         "PROMETHEUS_RULES_DIR": str(folder / "rules"),
         "PROMETHEUS_CONFIG": str(folder / "prometheus.yml"),
