@@ -133,7 +133,9 @@ def make_time_pass_faster(host: Host) -> None:
     texts = {f"{CLONE}/{path.relative_to(ROOT)}": path.read_text() for path in paths}
     texts[own] = host.run(f"cat {own}")
     for path, text in texts.items():
-        host.run(f"cat > {path} <<'END'\n{faster(text)}\nEND")
+        # On a busy machine, a scrape in a container may take a second.
+        patient = re.sub(r"(scrape_interval|scrape_timeout): 1s", r"\1: 2s", faster(text))
+        host.run(f"cat > {path} <<'END'\n{patient}\nEND")
 
 
 def use_layout_of_nginx_org(host: Host) -> None:
@@ -170,10 +172,14 @@ def test_the_guide_ends_with_dashboards_and_an_alert(image: str, tmp_path: Path)
 
         misses = "for n in $(seq 300); do curl -s -o /dev/null localhost/products/$n$RANDOM; done"
         alert = ("CacheMissRatioHigh", "nginx-access-exporter")
-        wait_until(lambda: host.run(misses) or alert in host.firing(), 3 * MINUTES, "the alert")
+        wait_until(lambda: host.run(misses) or alert in host.firing(), 5 * MINUTES, "the alert")
         assert host.query('route:nginx_cache_miss:ratio_rate5m{route="/products/<int:number>"}')
-        firing = host.firing()
-        assert not {each for each in firing if each[0].startswith(("Target", "Threshold"))}, firing
+        # Debian's prometheus.yml has a job "node", and no exporter runs for it.
+        names = {name for name, _ in host.firing()}
+        assert not names & {"TargetMissing", "ThresholdMissing"}
+        assert ("TargetDown", "node") not in host.firing()
+        (watchdog,) = host.query('ALERTS{alertname="Watchdog"}')
+        assert "{{" not in str(watchdog["metric"])  # each address is set
         delivered = "curl --silent localhost:9093/api/v2/alerts"
         wait_until(lambda: alert[0] in host.run(delivered), MINUTES, "Alertmanager to get it")
         for metric in ("nginx_cache_entries > 0", "gunicorn_request_queue_duration_seconds_count"):
@@ -200,7 +206,8 @@ def test_only_nginx_from_nginx_org(image: str, tmp_path: Path) -> None:
         hits = 'nginx_route_requests_total{route="none", cache="HIT"} == 19'
         wait_until(lambda: host.query(hits), MINUTES, "19 hits")
         wait_until(host.evaluated, 3 * MINUTES, "the rules' evaluation")
-        assert host.firing() == set()
+        # Under load an alert may fire for a moment; one about what is absent would not end.
+        wait_until(lambda: not host.firing(), MINUTES, "no alert to fire")
 
 
 def test_only_gunicorn(image: str, tmp_path: Path) -> None:
@@ -212,7 +219,8 @@ def test_only_gunicorn(image: str, tmp_path: Path) -> None:
         counted = 'sum(flask_http_request_total{route="/products/<int:number>"}) == 20'
         wait_until(lambda: host.query(counted), MINUTES, "20 requests")
         wait_until(host.evaluated, 3 * MINUTES, "the rules' evaluation")
-        assert host.firing() == set()
+        # Under load an alert may fire for a moment; one about what is absent would not end.
+        wait_until(lambda: not host.firing(), MINUTES, "no alert to fire")
 
 
 def test_every_block_of_commands_is_tried() -> None:
