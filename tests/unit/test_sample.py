@@ -1,4 +1,4 @@
-"""The tests are of the stack: they leave an application that somebody put into flask/ alone."""
+"""The tests check the stack's own files, and not those of another application in flask/."""
 
 from __future__ import annotations
 
