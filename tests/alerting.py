@@ -85,7 +85,7 @@ def traffic(stack: Stack, path: str, *, busting: bool = False) -> Iterator[None]
     def run() -> None:
         with requests.Session() as session:
             while not ended.wait(0.05):
-                query = f"?n={uuid.uuid4()}" if busting else ""
+                query = f"{'&' if '?' in path else '?'}n={uuid.uuid4()}" if busting else ""
                 with contextlib.suppress(requests.RequestException):
                     session.get(f"{stack.http}{path}{query}", timeout=10)
 

@@ -1,9 +1,10 @@
 """The sample app, made slow, failing or chatty on demand. For tests only.
 
 Any URL takes these arguments: `sleep` (seconds before the response), `compute` (seconds of CPU time
-before it), `allocate` (bytes of memory before it), `die` (number of a signal that the worker sends
-to itself), `status` (of the response), `header` (`Name=value`, added to the response), `show` (name
-of a request header; the response carries its value in `X-Shown`).
+before it), `allocate` (bytes of memory before it), `hold` (bytes that the worker keeps), `size`
+(bytes of the response), `die` (number of a signal that the worker sends to itself), `status` (of
+the response), `header` (`Name=value`, added to the response), `show` (name of a request header; the
+response carries its value in `X-Shown`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import time
 
 from flask import Response, abort, request
 from sample import app
+
+held: list[bytes] = []
 
 
 @app.before_request
@@ -27,6 +30,10 @@ def misbehave() -> None:
             pass
     if "allocate" in arguments:
         bytearray(b"x") * int(arguments["allocate"])
+    if "hold" in arguments:
+        held.append(b"x" * int(arguments["hold"]))
+    if "size" in arguments:
+        abort(Response(b"x" * int(arguments["size"])))
     if "die" in arguments:
         os.kill(os.getpid(), int(arguments["die"]))
     if "status" in arguments:

@@ -10,7 +10,9 @@ import contextlib
 import html
 import re
 import signal
+import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from email.message import EmailMessage
 from pathlib import Path
 from urllib.parse import parse_qsl, urljoin, urlsplit
@@ -21,7 +23,7 @@ import yaml
 
 from local.settings import ROOT
 from tests.alerting import Message, Receivers, traffic
-from tests.stacks import Process, Stack, launch, wait_until
+from tests.stacks import ComposeStack, Process, Stack, launch, wait_until
 
 SPEED = 10  # with a higher speed, alerts can come in the wrong order on a busy machine
 MILLISECONDS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -33,6 +35,7 @@ DURATION = re.compile(
 UNLOGGED = re.compile(r'(unlogged_requests_per_second", expr:) (\d+)')
 DEADLINE = 150.0  # seconds for a message: the slowest takes 60 on an idle machine
 GUNICORN_TIMEOUT = 3  # seconds
+MEBIBYTE = 2**20
 
 # A metric of an exporter or server, not a record (they have colons).
 ONLY_AFTER_A_FAILURE = "nginx_route_incomplete_responses_total"
@@ -211,6 +214,59 @@ def test_hanging_worker_sends_an_alert(fast: Stack, receivers: Receivers) -> Non
     fast.signal("flask-app", worker(fast), signal.SIGSTOP)
     alert = received(fast, receivers, "WorkerTimeouts", "firing", reason="timeout")
     assert alert["labels"]["severity"] == "ticket"
+
+
+@contextlib.contextmanager
+def limited(stack: Stack, *limits: str) -> Iterator[None]:
+    """flask-app's container has other limits, for as long as the context lasts."""
+    if not isinstance(stack, ComposeStack):
+        pytest.skip("local processes have no limits")
+    (container,) = stack.containers("flask-app")
+    subprocess.run(["docker", "update", *limits, container], check=True, capture_output=True)
+    try:
+        yield
+    finally:
+        options = ["--memory=512m", "--memory-swap=1g"]
+        subprocess.run(["docker", "update", *options, container], check=True, capture_output=True)
+        stack.restart("flask-app")
+
+
+def test_memory_that_runs_out_is_announced_and_then_named_as_the_cause(
+    fast: Stack, receivers: Receivers
+) -> None:
+    def described() -> list[str]:
+        alerts = requests.get(f"{fast.prometheus}/api/v1/alerts", timeout=10).json()["data"]
+        return [
+            alert["annotations"]["description"]
+            for alert in alerts["alerts"]
+            if alert["labels"]["alertname"] == "WorkerKilled"
+            and "Memory ran out" in alert["annotations"]["description"]
+        ]
+
+    limit = 256 * MEBIBYTE
+    with limited(fast, f"--memory={limit}", f"--memory-swap={limit}"):
+        used = fast.total("flask-app", "cgroup_memory_working_set_bytes")
+        requests.get(f"{fast.flask}/?hold={0.95 * limit - used:.0f}", timeout=60)
+        alert = received(fast, receivers, "MemoryNearLimit", "firing", job="flask-app")
+        assert re.search(r"uses 9\d(\.\d+)?% of its memory limit", alert["annotations"]["summary"])
+        with contextlib.suppress(requests.RequestException):  # its worker is killed
+            requests.get(f"{fast.flask}/?allocate={limit}", timeout=60)
+        wait_until(described, DEADLINE, "WorkerKilled to say that memory ran out")
+
+
+def test_full_cache_sends_an_alert(fast: Stack, receivers: Receivers) -> None:
+    (limit,) = fast.query("nginx_cache_max_size_bytes")
+    size = int(limit["value"]) // 100
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(110):
+            url = f"{fast.http}/cache-me?size={size}&n=full-{number}"
+            pool.submit(requests.get, url, timeout=60)
+    # Further entries take the place of others.
+    with traffic(fast, "/cache-me?size=100000", busting=True):
+        evicted = "nginx_cache_evictions_total > 0"
+        wait_until(lambda: fast.query(evicted), DEADLINE, "the exporter to see that entries went")
+        alert = received(fast, receivers, "CacheFull", "firing", zone="responses")
+    assert re.search(r"responses is [\d.]+% full", alert["annotations"]["summary"])
 
 
 def test_stopped_exporter_sends_an_alert(fast: Stack, receivers: Receivers) -> None:
