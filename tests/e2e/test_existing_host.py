@@ -18,9 +18,9 @@ import pytest
 import requests
 
 from local.settings import ROOT
-from tests.config.test_configuration import tracked
 from tests.config.test_dashboards import DASHBOARDS
 from tests.e2e.test_alerts import faster
+from tests.sample import tracked
 from tests.stacks import engine_missing, wait_until
 
 DEBIAN = "debian:12"
