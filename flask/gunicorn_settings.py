@@ -93,7 +93,7 @@ def _settings(variables: _Variables) -> dict[str, Any]:
     return settings | _timeouts(variables, worker_class)
 
 
-def _timeouts(variables: _Variables, worker_class: str) -> dict[str, int]:
+def _timeouts(variables: _Variables, worker_class: str) -> dict[str, Any]:
     # nginx waits this long for an answer. Compose and supervisor give nginx and gunicorn as long to
     # stop, and then kill them.
     limit = variables.number("FLASK_APP_TIMEOUT", 65, least=2 * MARGIN)
@@ -101,7 +101,15 @@ def _timeouts(variables: _Variables, worker_class: str) -> dict[str, int]:
     reason = f" (FLASK_APP_TIMEOUT={limit} less {MARGIN}); to allow more, raise FLASK_APP_TIMEOUT"
     # A gthread worker times out only if the whole process hangs, however long its requests take.
     timeout = most if worker_class == "sync" else min(60, most)
+    # Most people leave after about 10 s. A request that waited for half of that can still be
+    # answered in time; the work for one that waited longer would be for nobody.
+    queue_timeout = variables.number("GUNICORN_QUEUE_TIMEOUT", 5, 0, most, reason)
     return {
+        # For the telemetry, which reads its settings from the environment.
+        "raw_env": [
+            f"GUNICORN_QUEUE_TIMEOUT={queue_timeout}",
+            f"GUNICORN_PROXY_TIMEOUT={limit}",
+        ],
         "timeout": variables.number("GUNICORN_TIMEOUT", timeout, 1, most, reason),
         "graceful_timeout": variables.number(
             "GUNICORN_GRACEFUL_TIMEOUT", min(30, most), 1, most, reason

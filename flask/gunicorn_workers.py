@@ -1,4 +1,4 @@
-"""gunicorn's gthread worker without three of its faults.
+"""gunicorn's gthread worker without four of its faults.
 
 - The stock worker accepts up to `worker_connections` connections, idle ones included, however busy
   its threads are. If that number is high, requests queue unseen behind its busy threads while other
@@ -6,23 +6,30 @@
   open use it up, and a worker with free threads accepts no more requests. This worker does not
   count idle connections. So nginx can keep its connections open, and further requests wait in the
   backlog for the first worker that is free.
+- It keeps a connection open while others wait. If nginx sends the next request on it at once, the
+  worker never accepts those that wait.
 - It promises to keep a connection open, and then closes it if the application left more than 64 KiB
   of the request's body unread. By then nginx has sent another request on it, which fails.
 - Its main thread waits up to two seconds for a client to close a connection that the worker closes.
   Meanwhile it accepts no requests.
 """
 
+import select
 import socket
 import sys
 import time
 from collections import deque
-from functools import partial
+from functools import cache, partial
 from selectors import EVENT_READ
 
+from gunicorn.http.message import Request
 from gunicorn.workers.gthread import DEFAULT_WORKER_DATA_TIMEOUT, TConn, ThreadWorker
 
 LINGER_SECONDS = 2  # as long as gunicorn waits
 RECEIVE_BYTES = 65536
+# While others wait, a connection closes with its first response after this time. Shorter would make
+# a fast application spend more on new connections, longer would make the others wait longer.
+TURN_SECONDS = 0.05
 
 
 class FreeThreadWorker(ThreadWorker):
@@ -44,8 +51,28 @@ class FreeThreadWorker(ThreadWorker):
 
     def enqueue_req(self, conn: TConn) -> None:
         """Have a thread handle a request."""
-        conn.close = partial(self._close, conn)
+        if not conn.initialized:
+            conn.accepted = time.monotonic()
+            conn.close = partial(self._close, conn)
         super().enqueue_req(conn)
+
+    def handle_request(self, req: Request, conn: TConn) -> bool:
+        """Handle a request; return whether the connection stays open."""
+        should_close = req.should_close
+        # gunicorn asks when it sends the headers, and again later: the answer must stay the same.
+        req.should_close = cache(lambda: should_close() or self._turn_is_over(conn))
+        return super().handle_request(req, conn)
+
+    def _turn_is_over(self, conn: TConn) -> bool:
+        """Return whether a connection must make room for one that waits in the backlog."""
+        if self.nr_conns < self.worker_connections:
+            return False  # a thread is free for it
+        if time.monotonic() < conn.accepted + TURN_SECONDS:
+            return False
+        backlog = select.poll()
+        for listener in self.sockets:
+            backlog.register(listener, select.POLLIN)
+        return bool(backlog.poll(0))
 
     def murder_pending(self) -> None:
         """Close connections that took too long; gunicorn calls this at least once a second."""

@@ -37,6 +37,12 @@ PATTERNS = {
     "PROMETHEUS_RETENTION_SIZE": (r"0|\d+([KMGTPE]B|B)", "a size such as 2GB or 512MB"),
     "NGINX_WORKER_PROCESSES": (r"auto|[1-9]\d{0,2}", "auto, or a number from 1 to 999"),
     "NGINX_LOG_ADDRESSES": (r"true|false", "true or false"),
+    "NGINX_CLIENT_REQUESTS_PER_SECOND": (r"[1-9]\d{0,5}", "a number from 1 to 999999"),
+    "NGINX_CLIENT_CONNECTIONS": (r"[1-9]\d{0,4}", "a number from 1 to 65535"),
+    "NGINX_TRUSTED_PROXIES": (
+        r"[\da-fA-F:.]+(/\d{1,3})?|unix:",
+        "an address or a network such as 10.0.0.0/8",
+    ),
     "ALERT_SMTP_REQUIRE_TLS": (r"true|false", "true or false"),
 }
 FOLDERS = ("PROMETHEUS_RULES_DIR", "ALERT_SECRETS_DIR")

@@ -179,6 +179,9 @@ def environment(values: dict[str, str], run: Path) -> dict[str, str]:
     defaults = {  # for variables that are unset or, as in Compose, empty
         "NGINX_WORKER_PROCESSES": "auto",
         "NGINX_LOG_ADDRESSES": "true",
+        "NGINX_CLIENT_REQUESTS_PER_SECOND": "999999",
+        "NGINX_CLIENT_CONNECTIONS": "65535",
+        "NGINX_TRUSTED_PROXIES": "unix:",
         "FLASK_APP_TIMEOUT": "65",
         "PROMETHEUS_CONFIG": str(ROOT / "prometheus" / "prometheus.yml"),
         "ALERTMANAGER_CONFIG": str(ROOT / "prometheus" / "alertmanager.yml"),

@@ -105,6 +105,7 @@ def overview() -> dict[str, Any]:
                     7,
                     timeseries(workers.QUEUE, scale="log"),
                     timeseries(workers.BACKLOG),
+                    timeseries(workers.SHED),
                     timeseries(workers.EXITS, kind="bars"),
                 ),
                 line(

@@ -68,6 +68,33 @@ def test_fifty_simultaneous_requests_for_a_new_entry_make_one_upstream_request(
     assert flask_requests(stack) == before + 1
 
 
+def test_a_slow_fill_is_one_upstream_request(stack: Stack) -> None:
+    """nginx lets all waiting requests pass after proxy_cache_lock_timeout, 5 s by default."""
+    url = f"{own_entry(stack)}&sleep=7"
+    before = flask_requests(stack)
+    with concurrent.futures.ThreadPoolExecutor(10) as clients:
+        statuses = list(clients.map(cache_status, [url] * 10))
+    assert sorted(statuses) == ["HIT"] * 9 + ["MISS"]
+    assert flask_requests(stack) == before + 1
+
+
+def test_time_of_a_stale_answer_is_without_its_background_refresh(stack: Stack) -> None:
+    """nginx holds the connection until the refresh has ended, and $request_time includes that."""
+    seconds = 4
+    url = f"{own_entry(stack)}&header=X-Accel-Expires=1&sleep={seconds}"
+
+    def stale(name: str, **labels: str) -> float:
+        name = f"nginx_route_request_duration_seconds_{name}"
+        labels |= {"route": "/cache-me", "cache": "STALE"}
+        return stack.total("nginx-access-exporter", name, **labels)
+
+    counted, within = stale("count"), stale("bucket", le="2.5")
+    assert cache_status(url) == "MISS"
+    wait_until(lambda: cache_status(url) == "STALE", 10, "a stale answer")
+    wait_until(lambda: stale("count") > counted, seconds + 10, "its line in the log")
+    assert stale("bucket", le="2.5") - within == stale("count") - counted
+
+
 def test_an_expired_entry_is_served_stale_and_revalidated_in_the_background(stack: Stack) -> None:
     url = own_entry(stack)
     assert cache_status(url) == "MISS"

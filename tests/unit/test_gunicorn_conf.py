@@ -40,6 +40,8 @@ def test_defaults() -> None:
     assert found["worker_class"] == "gunicorn_workers.FreeThreadWorker"
     assert (found["timeout"], found["graceful_timeout"], found["keepalive"]) == (60, 30, 75)
     assert (found["max_requests"], found["preload_app"]) == (0, False)
+    # The telemetry reads these.
+    assert found["raw_env"] == ["GUNICORN_QUEUE_TIMEOUT=5", "GUNICORN_PROXY_TIMEOUT=65"]
 
 
 def test_empty_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +106,7 @@ def test_every_mistake_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None
         ("GUNICORN_TIMEOUT", "0", "from 1 to 60"),  # in gunicorn, 0 means no timeout
         ("GUNICORN_GRACEFUL_TIMEOUT", "61", "from 1 to 60 (FLASK_APP_TIMEOUT=65 less 5)"),
         ("GUNICORN_KEEPALIVE", "60", "from 61 to 2147483647, or 0 for no keep-alive"),
+        ("GUNICORN_QUEUE_TIMEOUT", "61", "from 0 to 60 (FLASK_APP_TIMEOUT=65 less 5)"),
         ("FLASK_APP_TIMEOUT", "9", "from 10 to 2147483647"),
     ],
 )

@@ -15,6 +15,12 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter
 from prometheus_flask_exporter import PrometheusMetrics
 
 from gunicorn_flask_telemetry.recorder import METHODS, ROUTE_KEY
+from gunicorn_flask_telemetry.shedding import (
+    CLIENT_LEFT,
+    SHED_KEY,
+    queue_timeout,
+    reason_to_shed,
+)
 
 # The route of a request that matches no URL rule: the answer is 404, or 405 if a rule has the path
 # but not the method.
@@ -41,9 +47,12 @@ class FlaskMetrics(PrometheusMetrics):
         super().__init__(app, path=None, excluded_paths=excluded_paths, registry=registry)
 
     def init_app(self, app: Flask) -> None:
-        """Measure `app`, and send each request's route in the header X-Route."""
+        """Measure `app`, and send each request's route in the header X-Route.
+
+        Requests whose client has left, or that waited too long, do not reach the application.
+        """
         super().init_app(app)
-        app.wsgi_app = _Instrumented(app.wsgi_app, self)
+        app.wsgi_app = _Instrumented(app, self)
 
     def export_defaults(self, *_args: object, app: Flask, **_options: object) -> None:
         """Define the default metrics that gunicorn's hooks do not measure.
@@ -97,9 +106,11 @@ class FlaskMetrics(PrometheusMetrics):
 class _Instrumented:
     """The WSGI application; adds X-Route to each response, also to the errors that Flask makes."""
 
-    def __init__(self, wsgi_app: Callable[..., Iterable[bytes]], metrics: FlaskMetrics) -> None:
-        self._wsgi_app = wsgi_app
+    def __init__(self, app: Flask, metrics: FlaskMetrics) -> None:
+        self._app = app
+        self._wsgi_app = app.wsgi_app
         self._note = metrics.note
+        self._queue_timeout = queue_timeout()
 
     def __call__(
         self, environ: dict[str, Any], start_response: Callable[..., object]
@@ -117,7 +128,32 @@ class _Instrumented:
             headers.append(("X-Route", route))
             return start_response(status, headers, exc_info)
 
+        if reason := reason_to_shed(environ, self._queue_timeout):
+            environ[SHED_KEY] = reason
+            self._match_route(environ)
+            return self._refuse(reason, start)
         return self._wsgi_app(environ, start)
+
+    def _match_route(self, environ: dict[str, Any]) -> None:
+        """Find the URL rule of a request, as Flask would before it runs the application's code."""
+        context = self._app.request_context(environ)  # makes the request that note() looks at
+        if context.url_adapter:
+            context.match_request()
+
+    def _refuse(self, reason: str, start_response: Callable[..., object]) -> Iterable[bytes]:
+        if reason == CLIENT_LEFT:
+            # nginx's status for this. Nobody receives it.
+            start_response("499 Client Closed Request", [("Content-Length", "0")])
+            return []
+        body = b"The server is overloaded. Please try again later.\n"
+        headers = [
+            ("Content-Type", "text/plain"),
+            ("Content-Length", str(len(body))),
+            # By then, the requests that wait now are answered or refused.
+            ("Retry-After", str(self._queue_timeout)),
+        ]
+        start_response("503 Service Unavailable", headers)
+        return [body]
 
 
 @cache

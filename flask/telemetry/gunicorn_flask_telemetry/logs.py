@@ -76,9 +76,10 @@ class JsonLogger(Logger):
         logging.captureWarnings(capture=True)
 
 
-# A request in the log: start (Unix time), id, method, path, route, status, duration in seconds, and
-# the worker's slot. A plain tuple, since a named one costs ten times as much to make.
-RequestFields = tuple[float, str | None, str, str, str, int, float, int]
+# A request in the log: start (Unix time), id, method, path, route, status, duration in seconds, the
+# worker's slot, and why the application did not run it, if so. A plain tuple, since a named one
+# costs ten times as much to make.
+RequestFields = tuple[float, str | None, str, str, str, int, float, int, str | None]
 
 
 def request_line(  # noqa: PLR0913, PLR0917
@@ -90,13 +91,15 @@ def request_line(  # noqa: PLR0913, PLR0917
     status: int,
     duration: float,
     worker: int,
+    shed: str | None = None,
 ) -> str:
     """Return the JSON line of a request. Values that are not quoted here never need escapes."""
+    reason = f',"shed":{quote(shed)}' if shed else ""
     return (
         f'{{"time":"{timestamp(started)}","level":"info","logger":"request","message":"request",'
         f'"request_id":{quote(str(request_id)) if request_id else "null"},"method":{quote(method)},'
         f'"path":{quote(path)},"route":{quote(route)},"status":{status},'
-        f'"duration":{duration:.6f},"worker":{worker}}}\n'
+        f'"duration":{duration:.6f},"worker":{worker}{reason}}}\n'
     )
 
 

@@ -6,6 +6,7 @@ and cost less than functions that Flask calls.
 
 import errno
 import logging
+import os
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ from prometheus_client import Counter, Histogram
 
 from gunicorn_flask_telemetry.forwarded import drop_untrusted
 from gunicorn_flask_telemetry.logs import RequestLog
+from gunicorn_flask_telemetry.shedding import CLIENT_LEFT, SHED_KEY
 from gunicorn_flask_telemetry.slots import REQUESTS, Slot
 
 # The key under which FlaskMetrics leaves the route in the WSGI environ; None: do not count it.
@@ -27,11 +29,12 @@ ROUTE_KEY = "gunicorn_flask_telemetry.route"
 METHODS = frozenset(method.value for method in HTTPMethod)
 # In seconds, as for all latencies of this project; nginx logs milliseconds.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-# Any proxy would have given up a request that waited longer, so its start time must be wrong.
-LONGEST_QUEUE_SECONDS = 600
+# In seconds: how long the proxy waits for an answer. It has given up a request that waited longer,
+# so the start time of such a request must be wrong.
+PROXY_TIMEOUT_VARIABLE, DEFAULT_PROXY_TIMEOUT = "GUNICORN_PROXY_TIMEOUT", 600
 INTERNAL_SERVER_ERROR = 500
 # The errors that a client causes by closing its connection.
-CLIENT_LEFT = {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN}
+CLIENT_LEFT_ERRORS = {errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN}
 
 
 class _Thread(threading.local):
@@ -76,6 +79,18 @@ class Recorder:
             buckets=BUCKETS,
             registry=None,
         )
+        self._longest_queue = float(os.environ.get(PROXY_TIMEOUT_VARIABLE) or DEFAULT_PROXY_TIMEOUT)
+        self._wrong_starts = Counter(
+            "gunicorn_request_start_errors_total",
+            "Requests whose X-Request-Start cannot be right",
+            registry=None,
+        )
+        self._shed = Counter(
+            "gunicorn_requests_shed_total",
+            "Requests that a worker did not pass to the application",
+            ("route", "reason"),
+            registry=None,
+        )
 
     def begin(self, request: Request) -> None:
         """Note that the calling thread starts on a request."""
@@ -113,20 +128,24 @@ class Recorder:
         if route is None:
             return
         thread, status = self._thread, _status(response)
-        if route:
+        shed = environ.get(SHED_KEY)
+        if shed:
+            self._shed.labels(route, shed).inc()
+        elif route:
             method = request.method if request.method in METHODS else "OTHER"
             self._observe_duration(method, route, status, duration)
             if _is_cut_off(response) and status != INTERNAL_SERVER_ERROR:
                 self._exceptions.labels(method, status).inc()
         started_at = thread.started_at
         if proxied := environ.get("HTTP_X_REQUEST_START"):
-            self._observe_queue(proxied, started_at)
+            self._observe_queue(proxied, started_at, given_up=shed == CLIENT_LEFT)
         self._values[thread.offset + REQUESTS] += 1
         if self._log:
             request_id = environ.get("HTTP_X_REQUEST_ID")
             method, path = request.method, request.path
             slot = self._slot.number
-            self._log.write((started_at, request_id, method, path, route, status, duration, slot))
+            fields = (started_at, request_id, method, path, route, status, duration, slot, shed)
+            self._log.write(fields)
 
     def _observe_duration(self, method: str, route: str, status: int, seconds: float) -> None:
         key = (method, route, status)
@@ -135,14 +154,16 @@ class Recorder:
             histogram = self._duration_by_labels[key] = self._durations.labels(*key)
         histogram.observe(seconds)
 
-    def _observe_queue(self, proxied: str, started_at: float) -> None:
-        """Count the time since nginx's $msec, unless that is not a number or impossible."""
+    def _observe_queue(self, proxied: str, started_at: float, *, given_up: bool) -> None:
+        """Count the time since nginx's $msec, or an error if that time cannot be right."""
         try:
             seconds = started_at - float(proxied)
         except ValueError:
-            return
-        if 0 <= seconds <= LONGEST_QUEUE_SECONDS:
+            seconds = -1.0
+        if 0 <= seconds <= self._longest_queue:
             self._queue_durations.observe(seconds)
+        elif not given_up:  # else it may have waited longer than the proxy did
+            self._wrong_starts.inc()
 
 
 def _status(response: Response | None) -> int:
@@ -161,4 +182,4 @@ def _is_cut_off(response: Response | None) -> bool:
 
 
 def _client_left(error: BaseException | None) -> bool:
-    return getattr(error, "errno", None) in CLIENT_LEFT
+    return getattr(error, "errno", None) in CLIENT_LEFT_ERRORS

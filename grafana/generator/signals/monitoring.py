@@ -241,13 +241,14 @@ ORIGIN = Signal(
     description=(
         "Attempts by nginx that Flask answered, against the requests that Flask counted. Flask "
         "counts more, because nginx does not log the cache's background refreshes; the difference "
-        "never exceeds the stale answers. If Flask's line is below nginx's, Flask has not counted "
-        "some requests."
+        "never exceeds the stale answers. If Flask's line is below nginx's and gunicorn shed none, "
+        "Flask has not counted some requests."
     ),
     unit="reqps",
     queries=(
         Query(rate(ATTEMPTS, 'status!~"none|502|504"'), "nginx passed on"),
         Query(rate("flask_http_request_total"), "Flask counted"),
+        Query(f"{rate('gunicorn_requests_shed_total')} > 0", "gunicorn shed"),
         Query(rate(REQUESTS, 'cache=~"STALE|UPDATING"'), "answered stale"),
     ),
     empty="No request went to Flask in this time range",
@@ -255,6 +256,7 @@ ORIGIN = Signal(
         "nginx passed on": colours.WAITED,
         "Flask counted": colours.NEUTRAL,
         "answered stale": "semi-dark-green",
+        "gunicorn shed": colours.BAD,
     },
 )
 

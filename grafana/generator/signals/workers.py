@@ -110,6 +110,26 @@ BACKLOG = Signal(
     ),
 )
 
+NOT_RUN = (
+    f"sum by (route, reason) (rate(gunicorn_requests_shed_total{SELECTED}[$__rate_interval])) > 0"
+)
+
+SHED = Signal(
+    title="Requests shed",
+    description=(
+        "Requests that a worker did not pass to the app, by route and reason. `queue_timeout`: the "
+        "request waited longer than GUNICORN_QUEUE_TIMEOUT for a worker and got 503. "
+        "`client_left`: its client was gone before a worker was free. Normal is none. They are not "
+        "among Flask's responses."
+    ),
+    unit="reqps",
+    queries=(
+        Query(NOT_RUN, "{{reason}} {{route}}"),
+        limit(threshold("requests_shed_per_second"), beside=NOT_RUN),
+    ),
+    empty="Every request reached the app in this time range",
+)
+
 MEMORY = Signal(
     title="Memory by worker",
     description=(
