@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import re
 import runpy
@@ -17,9 +18,11 @@ from local.settings import (
     ROOT,
     SERVICES,
     StackError,
+    app_directory,
     grafana_program,
     port_problems,
     ports,
+    read_env_file,
 )
 
 REQUIRED = ("PROMETHEUS_RETENTION_TIME", "PROMETHEUS_RETENTION_SIZE")
@@ -31,6 +34,7 @@ IMAGES = (
     "ALERTMANAGER_IMAGE",
     "GRAFANA_IMAGE",
 )
+SIZE = "a size such as 512k, 20m or 1g"
 DURATION = r"(?=.)(\d+y)?(\d+w)?(\d+d)?(\d+h)?(\d+m)?(\d+s)?(\d+ms)?"
 PATTERNS = {
     "PROMETHEUS_RETENTION_TIME": (DURATION, "a time such as 15d or 12h"),
@@ -39,13 +43,14 @@ PATTERNS = {
     "NGINX_LOG_ADDRESSES": (r"true|false", "true or false"),
     "NGINX_CLIENT_REQUESTS_PER_SECOND": (r"[1-9]\d{0,5}", "a number from 1 to 999999"),
     "NGINX_CLIENT_CONNECTIONS": (r"[1-9]\d{0,4}", "a number from 1 to 65535"),
-    "NGINX_TRUSTED_PROXIES": (
-        r"[\da-fA-F:.]+(/\d{1,3})?|unix:",
-        "an address or a network such as 10.0.0.0/8",
-    ),
+    "NGINX_CLIENT_MAX_BODY_SIZE": (r"\d+[kKmMgG]?", f"{SIZE}, or 0 for no limit"),
+    "NGINX_CACHE_MAX_SIZE": (r"[1-9]\d*[kKmMgG]?", SIZE),
+    "NGINX_CACHE_TTL": (r"\d+(ms|[smhdwMy])?", "a time such as 30s, 5m or 1h; 0 caches nothing"),
+    # It becomes a build argument and the value of a label.
+    "APP_VERSION": (r"[\w.+:/@-]{1,128}", "at most 128 letters, digits and any of . _ + : / @ -"),
     "ALERT_SMTP_REQUIRE_TLS": (r"true|false", "true or false"),
 }
-FOLDERS = ("PROMETHEUS_RULES_DIR", "ALERT_SECRETS_DIR")
+FOLDERS = ("PROMETHEUS_RULES_DIR", "ALERT_SECRETS_DIR", "APP_DIR", "APP_STATIC_DIR")
 LEAST_FREE = 32_000_000  # bytes; Prometheus and nginx's cache need more than this soon
 GUNICORN_SETTINGS = ROOT / "flask" / "gunicorn_settings.py"
 
@@ -61,6 +66,8 @@ def check_settings(values: dict[str, str], *, docker: bool) -> None:
         *(port_problems(values, replicas=docker)),
         *_unmatched(values),
         *_absent_folders(values),
+        *_app(values, docker=docker),
+        *_trusted_proxies(values),
         *_email(values),
         *_gunicorn(values),
     ]
@@ -137,6 +144,40 @@ def _absent_folders(values: dict[str, str]) -> Iterator[str]:
         value = values.get(name)
         if value and not (ROOT / value).is_dir():
             yield f"{name}={value}: there is no such folder"
+
+
+def _app(values: dict[str, str], *, docker: bool) -> Iterator[str]:
+    """Problems with the application's folder and the file of its variables."""
+    folder, name = app_directory(values), values.get("APP_DIR") or "flask"
+    if folder.is_dir():
+        if docker and ROOT not in folder.parents:
+            yield (
+                f"APP_DIR={name}: with Docker it must be a folder inside {ROOT}, which is what "
+                "the image is built from: clone or copy the app into this folder"
+            )
+        if docker and not (folder / "nginx").is_dir():
+            yield f"APP_DIR={name}: it has no folder nginx/: make one, which may be empty"
+        if not values.get("WSGI_APP") and not (folder / "wsgi.py").is_file():
+            yield (
+                f"APP_DIR={name}: it has no wsgi.py, which makes the app: see docs/own-app.md; "
+                "or name another module, such as WSGI_APP=package.module:app"
+            )
+    if values.get("APP_ENV_FILE"):
+        try:
+            read_env_file(values["APP_ENV_FILE"])
+        except StackError as error:
+            yield f"APP_ENV_FILE: {error}"
+
+
+def _trusted_proxies(values: dict[str, str]) -> Iterator[str]:
+    for address in values.get("NGINX_TRUSTED_PROXIES", "").split():
+        try:
+            ipaddress.ip_network(address)
+        except ValueError as error:
+            yield (
+                f"NGINX_TRUSTED_PROXIES: {error}; must be addresses and networks with spaces "
+                "between them, such as 192.0.2.10 10.0.0.0/8"
+            )
 
 
 def _email(values: dict[str, str]) -> Iterator[str]:

@@ -9,12 +9,13 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
 from local.console import progress, show, warn
 from local.excerpt import excerpt, not_loaded
-from local.settings import ROOT, SERVICES, StackError
+from local.settings import ROOT, SERVICES, StackError, app_version
 
 BASE_IMAGES = ("NGINX_IMAGE", "PYTHON_IMAGE")
 SERVICE_IMAGES = ("NGINX_EXPORTER_IMAGE", "PROMETHEUS_IMAGE", "ALERTMANAGER_IMAGE", "GRAFANA_IMAGE")
@@ -78,7 +79,7 @@ def up(values: dict[str, str], *, attach: bool) -> int:
     Raises:
         StackError: an image is missing, or a service failed; with its log, readable.
     """
-    os.environ.setdefault("STACK_REVISION", _revision())
+    _name_versions(values)
     _pull(values)
     if attach:
         return call("up", "--build")
@@ -103,6 +104,15 @@ def up(values: dict[str, str], *, attach: bool) -> int:
     for problem in full:
         warn(problem)
     return 1 if full else 0
+
+
+def run_command(values: dict[str, str], command: list[str]) -> int:
+    """Run a command of the app's in a container of its own; returns its exit status."""
+    _name_versions(values)
+    if call("build", "--quiet", "flask-app"):
+        raise StackError("the app's image could not be built: the lines above say why")
+    terminal = [] if sys.stdin.isatty() and sys.stdout.isatty() else ["--no-TTY"]
+    return call("run", "--rm", "--no-deps", *terminal, "flask-app", *command)
 
 
 def status() -> int:
@@ -250,6 +260,12 @@ def _full_disks() -> Iterator[str]:
 
 def _last_line(text: str) -> str:
     return text.strip().rpartition("\n")[2]
+
+
+def _name_versions(values: dict[str, str]) -> None:
+    """Set the variables that compose.yaml builds into the images."""
+    os.environ.setdefault("STACK_REVISION", _revision())
+    os.environ["APP_VERSION"] = app_version(values)
 
 
 def _revision() -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
 from local import checks, packages
@@ -84,12 +86,29 @@ def down(local: Processes, *, now: bool) -> int:
     return 0
 
 
-def fetch(*, tests: bool) -> None:
-    """Fetch what the services (and the tests) need; only one process at a time fetches."""
+def run_command(values: dict[str, str], local: Processes, command: list[str]) -> int:
+    """Run a command of the app's, such as a migration; returns its exit status."""
+    fetch(tests=False, app=values)
+    environment = local.app_environment(values)
+    program = shutil.which(command[0], path=environment["PATH"])
+    if program is None:
+        raise StackError(f"{command[0]}: no such command, and none of the app's packages has it")
+    return subprocess.call([program, *command[1:]], cwd=environment["APP_DIR"], env=environment)
+
+
+def fetch(*, tests: bool, app: dict[str, str] | None = None) -> None:
+    """Fetch what the services need; only one process at a time fetches.
+
+    Args:
+        tests: also what the tests need.
+        app: settings; also what their application needs.
+    """
     checks.check_folder(LOCAL)
     with exclusive(LOCAL / "fetch.lock", _wait_for_other_fetch):
         packages.ensure_programs(progress)
         packages.ensure_python(progress, tests=tests)
+        if app is not None:
+            packages.ensure_app(app, progress)
 
 
 def _wait_for_other_fetch(pid: str) -> None:
@@ -100,7 +119,7 @@ def _start(values: dict[str, str], local: Processes) -> None:
     local.check_paths()
     local.refuse_orphans()
     checks.check_ports(values, docker=False)
-    fetch(tests=False)
+    fetch(tests=False, app=values)
     local.start(values)
     progress("started; waiting for the health checks")
 

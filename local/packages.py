@@ -17,7 +17,16 @@ import venv
 from collections.abc import Callable
 from pathlib import Path
 
-from local.settings import BIN, LOCAL, PACKAGES, ROOT, VENV, StackError
+from local.settings import (
+    BIN,
+    LOCAL,
+    PACKAGES,
+    ROOT,
+    VENV,
+    StackError,
+    app_directory,
+    app_packages,
+)
 
 # For each program: its names (upstream's, Debian's), and the Debian package that contains it.
 PROGRAMS = {
@@ -42,6 +51,7 @@ TOP_REQUIREMENTS = SERVICE_REQUIREMENTS[-1]
 # The packages of this repository; the requirements above include their dependencies.
 SERVICE_PACKAGES = (ROOT / "flask" / "telemetry", ROOT / "nginx" / "access_exporter")
 LOCK_REQUIREMENTS = ROOT / "local" / "requirements-lock.txt"
+APP_CONSTRAINTS = ROOT / "flask" / "requirements.in"
 TEST_REQUIREMENTS = (ROOT / "tests" / "requirements.txt",)
 APT = (
     "apt-get",
@@ -104,6 +114,29 @@ def ensure_python(progress: Progress, *, tests: bool) -> None:
         _ensure_requirements(path, progress)
     for folder in SERVICE_PACKAGES:
         _ensure_package(folder, progress)
+
+
+def ensure_app(values: dict[str, str], progress: Progress) -> None:
+    """Install what the application's requirements.txt names, for the application alone.
+
+    Raises:
+        StackError: pip can't, or a version does not suit the telemetry (flask/requirements.in).
+    """
+    requirements = app_directory(values) / "requirements.txt"
+    if not requirements.is_file() or requirements in SERVICE_REQUIREMENTS:
+        return
+    target = app_packages(values)
+    stamp = target / "installed"
+    digest = hashlib.sha256(
+        requirements.read_bytes() + APP_CONSTRAINTS.read_bytes() + _venv_identity().encode()
+    ).hexdigest()
+    if stamp.is_file() and stamp.read_text() == digest:
+        return
+    progress(f"installing the app's {requirements}")
+    shutil.rmtree(target, ignore_errors=True)
+    options = ["--target", str(target), "--constraint", str(APP_CONSTRAINTS)]
+    _pip(["--requirement", str(requirements), *options], f"pip could not install {requirements}")
+    stamp.write_text(digest)
 
 
 def ensure_top(progress: Progress) -> None:
@@ -237,12 +270,18 @@ def _install_once(path: Path, content: bytes, options: list[str], progress: Prog
     stamp = VENV / "installed" / str(name).replace("/", "_")
     if stamp.is_file() and stamp.read_text() == digest:
         return
-    python = _ensure_venv(progress)
+    _ensure_venv(progress)
     progress(f"installing {name}")
-    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-    _run([*pip, *options], f"pip could not install {name}")
+    _pip(options, f"pip could not install {name}")
     stamp.parent.mkdir(exist_ok=True)
     stamp.write_text(digest)
+
+
+def _pip(arguments: list[str], failure: str) -> None:
+    """Have the virtual environment's pip install something."""
+    python = str(VENV / "bin" / "python")
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    _run([*pip, *arguments], failure)
 
 
 def _ensure_venv(progress: Progress) -> Path:

@@ -18,7 +18,15 @@ from typing import Any
 
 from local import orphans
 from local.excerpt import excerpt, not_loaded
-from local.settings import ROOT, SERVICES, VENV, Service, StackError, environment
+from local.settings import (
+    ROOT,
+    SERVICES,
+    VENV,
+    Service,
+    StackError,
+    app_packages,
+    environment,
+)
 from local.versions import Program, running_programs
 
 CONFIG = ROOT / "local" / "supervisord.conf"
@@ -90,6 +98,7 @@ class Processes:
         """
         # Grafana writes error lines where this folder is missing.
         (self.run / "grafana" / "plugins").mkdir(parents=True, exist_ok=True)
+        (self.run / "app-data").mkdir(exist_ok=True)
         env = environment(values, self.run)
         programs = running_programs(env)
         env["PROMETHEUS_OPTIONS"] = _prometheus_options(programs["prometheus"].version)
@@ -212,6 +221,18 @@ class Processes:
         If older code started the stack, newer settings are missing and get their defaults.
         """
         return environment({}, self.run) | {"GRAFANA": ""} | _read(self._saved)
+
+    def app_environment(self, values: dict[str, str]) -> dict[str, str]:
+        """The environment for a command of the application's, whether or not the stack runs."""
+        variables = self.saved_environment() if self.running else environment(values, self.run)
+        Path(variables["APP_DATA_DIR"]).mkdir(parents=True, exist_ok=True)
+        # The workers' counts are no business of the command's.
+        del variables["PROMETHEUS_MULTIPROC_DIR"]
+        programs = app_packages(values) / "bin"
+        return variables | {
+            "PYTHONPATH": variables["APP_PYTHONPATH"],
+            "PATH": f"{programs}{os.pathsep}{variables['PATH']}",
+        }
 
     def address(self, name: str) -> str:
         """The URL of a service of the running stack."""

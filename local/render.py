@@ -76,6 +76,8 @@ def _render_nginx(environment: dict[str, str], folder: Path) -> None:
         text = snippet.read_text().replace(METRICS_LOG, environment["NGINX_METRICS_LOG"])
         (folder / "include" / snippet.name).write_text(text)
     (folder / "cache").mkdir(exist_ok=True)
+    (folder / "app").mkdir(exist_ok=True)
+    _link(folder / "app" / "static", ROOT / (environment.get("APP_STATIC_DIR") or os.devnull))
     _link(folder / "nginx.conf", ROOT / "nginx" / "nginx.conf")
     _link(folder / "mime.types", mime_types())
 

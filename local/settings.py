@@ -7,9 +7,11 @@ prometheus.yml reads none: local/render.py replaces the containers' addresses in
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -68,29 +70,44 @@ def settings() -> dict[str, str]:
     Raises:
         StackError: `.env` is missing, not UTF-8, or a line of it is not NAME=VALUE.
     """
+    if not (ROOT / ".env").is_file():
+        raise StackError(".env is missing: restore it (git checkout .env)")
+    return read_env_file(".env") | dict(os.environ)
+
+
+def read_env_file(name: str) -> dict[str, str]:
+    """The variables that a file sets; see `settings`.
+
+    Args:
+        name: its path, from the repository's root or absolute.
+
+    Raises:
+        StackError: it can't be read, is not UTF-8, or a line of it is not NAME=VALUE.
+    """
     values: dict[str, str] = {}
-    for number, raw in enumerate(_env_file().splitlines(), start=1):
+    for number, raw in enumerate(_text(name).splitlines(), start=1):
         line = raw.strip()
         if not line or line.startswith("#"):
             continue
         found = ENV_LINE.fullmatch(line)
         if not found:
-            raise StackError(f".env, line {number}: expected NAME=VALUE, found {line!r}")
+            # Not the line itself: it can hold a secret.
+            raise StackError(f"{name}, line {number}: expected NAME=VALUE")
         values[found["name"]] = found["quoted"] or found["plain"] or ""
-    return values | dict(os.environ)
+    return values
 
 
-def _env_file() -> str:
+def _text(name: str) -> str:
     try:
-        content = (ROOT / ".env").read_bytes()
-    except FileNotFoundError as error:
-        raise StackError(".env is missing: restore it (git checkout .env)") from error
+        content = (ROOT / name).read_bytes()
+    except OSError as error:
+        raise StackError(f"{name} can't be read: {error.strerror}") from error
     try:
         return content.decode()
     except UnicodeDecodeError as error:
         number = content[: error.start].count(b"\n") + 1
         raise StackError(
-            f".env, line {number}: a character is not UTF-8; save the file as UTF-8"
+            f"{name}, line {number}: a character is not UTF-8; save the file as UTF-8"
         ) from error
 
 
@@ -139,8 +156,13 @@ def run_directory(values: dict[str, str]) -> Path:
 
 
 def environment(values: dict[str, str], run: Path) -> dict[str, str]:
-    """The processes' environment: the user's settings, with this machine's addresses and paths."""
+    """The processes' environment: the user's settings, with this machine's addresses and paths.
+
+    As in Compose, the variables of APP_ENV_FILE are added, and replace none of the stack's own.
+    """
     port = ports(values)
+    app = app_directory(values)
+    python_path = [str(app_packages(values)), values.get("PYTHONPATH")]
     here = {name: f"127.0.0.1:{number}" for name, number in port.items()}
     rules = values.get("PROMETHEUS_RULES_DIR") or ROOT / "prometheus" / "rules"
     paths = {
@@ -153,19 +175,23 @@ def environment(values: dict[str, str], run: Path) -> dict[str, str]:
         # If root starts nginx, its workers would run as nobody and could not read below /root.
         "NGINX_USER_DIRECTIVE": "" if os.geteuid() else "user root;",
         "NGINX_METRICS_LOG": str(run / "nginx" / "access-metrics.log"),
+        "NGINX_APP_LOCATIONS": str(app / "nginx"),
+        "NGINX_APP_FILES": str(run / "nginx" / "app"),
+        "APP_DIR": str(app),
+        "APP_DATA_DIR": str(run / "app-data"),
+        "APP_PYTHONPATH": os.pathsep.join(filter(None, python_path)),
+        "APP_VERSION": app_version(values),
         "PROMETHEUS_MULTIPROC_DIR": str(run / "flask-app"),
         "PROMETHEUS_RULES_DIR": str((ROOT / rules).resolve()),
         "ALERTMANAGER_RUNTIME_CONFIG": str(run / "alertmanager.yml"),
         "PATH": f"{BIN}{os.pathsep}{VENV / 'bin'}{os.pathsep}{values.get('PATH', os.defpath)}",
-        "PYTHONPATH": os.pathsep.join(
-            filter(None, (str(ROOT / "flask"), values.get("PYTHONPATH")))
-        ),
         "PYTHONUNBUFFERED": "1",
     }
     addresses = {
         "NGINX_LISTEN": here["HTTP_PORT"],
         "NGINX_STATUS_LISTEN": here["NGINX_STATUS_PORT"],
         "NGINX_LOCAL_RESOLVERS": "127.0.0.1",  # not used: the upstream is an address
+        "NGINX_TRUST": _trust(values),
         "FLASK_APP_SERVER": here["FLASK_PORT"],
         "FLASK_APP_SERVER_PARAMETERS": "",
         "GUNICORN_BIND": here["FLASK_PORT"],
@@ -181,7 +207,9 @@ def environment(values: dict[str, str], run: Path) -> dict[str, str]:
         "NGINX_LOG_ADDRESSES": "true",
         "NGINX_CLIENT_REQUESTS_PER_SECOND": "999999",
         "NGINX_CLIENT_CONNECTIONS": "65535",
-        "NGINX_TRUSTED_PROXIES": "unix:",
+        "NGINX_CACHE_TTL": "30s",
+        "NGINX_CACHE_MAX_SIZE": "256m",
+        "NGINX_CLIENT_MAX_BODY_SIZE": "1m",
         "FLASK_APP_TIMEOUT": "65",
         "PROMETHEUS_CONFIG": str(ROOT / "prometheus" / "prometheus.yml"),
         "ALERTMANAGER_CONFIG": str(ROOT / "prometheus" / "alertmanager.yml"),
@@ -214,7 +242,42 @@ def environment(values: dict[str, str], run: Path) -> dict[str, str]:
     libraries = PACKAGES / "usr" / "lib" / f"{os.uname().machine}-linux-gnu"
     if libraries.is_dir():
         paths["LD_LIBRARY_PATH"] = str(libraries)
-    return values | chosen | paths | addresses | numbers
+    own = read_env_file(values["APP_ENV_FILE"]) if values.get("APP_ENV_FILE") else {}
+    return own | values | chosen | paths | addresses | numbers
+
+
+def app_directory(values: dict[str, str]) -> Path:
+    """The folder of the application: APP_DIR, or the sample's."""
+    return (ROOT / (values.get("APP_DIR") or "flask")).resolve()
+
+
+def app_packages(values: dict[str, str]) -> Path:
+    """Where local/packages.py installs the packages of the application's requirements.txt."""
+    path = str(app_directory(values))
+    return LOCAL / "app-packages" / hashlib.sha256(path.encode()).hexdigest()[:16]
+
+
+def app_version(values: dict[str, str]) -> str:
+    """The application's version: APP_VERSION, else the last commit that changed its folder.
+
+    Empty if there is neither.
+    """
+    if version := values.get("APP_VERSION"):
+        return version
+    command = ["git", "log", "-1", "--format=%h", "--abbrev=12", "--", "."]
+    try:
+        done = subprocess.run(
+            command, cwd=app_directory(values), capture_output=True, text=True, check=False
+        )
+    except OSError:  # no git, or no such folder
+        return ""
+    return done.stdout.strip()
+
+
+def _trust(values: dict[str, str]) -> str:
+    """nginx's directives for NGINX_TRUSTED_PROXIES; in containers, 15-trusted-proxies.envsh's."""
+    addresses = values.get("NGINX_TRUSTED_PROXIES", "").split()
+    return " ".join(f"set_real_ip_from {address};" for address in addresses)
 
 
 def grafana_home(values: dict[str, str]) -> Path:

@@ -235,11 +235,11 @@ class LocalStack(Stack):
         return self.address("flask-app", 8000)
 
     def up(self) -> None:
-        _run([ROOT / "stack", "up", "--local"], self.environment)
+        run([ROOT / "stack", "up", "--local"], self.environment)
 
     def down(self) -> None:
         if self._processes.running:
-            _run([ROOT / "stack", "down"], self.environment)
+            run([ROOT / "stack", "down"], self.environment)
         shutil.rmtree(self.run)
 
     def stop(self, service: str) -> None:
@@ -293,7 +293,7 @@ class ComposeStack(Stack):
         """Run `docker compose` on this project."""
         if arguments[0] in ("up", "down", "stop"):
             self._addresses.clear()
-        return _run(["docker", "compose", *arguments], self.environment)
+        return run(["docker", "compose", *arguments], self.environment)
 
     def up(self) -> None:
         # Without Grafana, if its image cannot be pulled.
@@ -318,11 +318,11 @@ class ComposeStack(Stack):
 
     def kill_container(self, container: str) -> None:
         """Kill one replica without warning."""
-        _run(["docker", "kill", container])
+        run(["docker", "kill", container])
 
     def inspect(self, service: str) -> dict[str, Any]:
         """The engine's details of a service's first container."""
-        return json.loads(_run(["docker", "inspect", self.containers(service)[0]]))[0]
+        return json.loads(run(["docker", "inspect", self.containers(service)[0]]))[0]
 
     def main_process(self, service: str) -> int:
         return self.inspect(service)["State"]["Pid"]
@@ -330,10 +330,10 @@ class ComposeStack(Stack):
     def signal(self, service: str, process: Process, signal: signals.Signals) -> None:
         container = self.containers(service)[0]
         if process.inner_pid == 1:
-            _run(["docker", "kill", "--signal", str(int(signal)), container])
+            run(["docker", "kill", "--signal", str(int(signal)), container])
         else:
             command = f"kill -{int(signal)} {process.inner_pid}"
-            _run(["docker", "exec", container, "sh", "-c", command])
+            run(["docker", "exec", container, "sh", "-c", command])
 
     def logs(self, service: str) -> str:
         return self.compose("logs", "--no-log-prefix", "--no-color", service)
@@ -371,8 +371,8 @@ def launch(kind: str, env: dict[str, str] | None = None) -> Iterator[Stack]:
 def engine_missing() -> str:
     """Why no stack can run in containers here; empty if one can."""
     try:
-        _run(["docker", "compose", "version"])
-        _run(["docker", "info"])
+        run(["docker", "compose", "version"])
+        run(["docker", "info"])
     except (OSError, AssertionError) as error:
         return str(error)
     return ""
@@ -409,7 +409,7 @@ def _process(pid: int) -> Process:
     return Process(pid, int(status["NSpid"].split()[-1]), int(status["PPid"]), command)
 
 
-def _run(command: list[str | Path], env: dict[str, str] | os._Environ[str] | None = None) -> str:
+def run(command: list[str | Path], env: dict[str, str] | os._Environ[str] | None = None) -> str:
     """Run a command and return its output; if it fails, fail the test with the output."""
     done = subprocess.run(
         command,

@@ -68,6 +68,15 @@ ANNOTATIONS = (
         text="{{instance}}",
         at_value=True,
     ),
+    # A version that was not running in the two minutes before: a restart is shorter.
+    Annotation(
+        name="Versions",
+        colour="green",
+        expr="group by (version) (flask_app_info)"
+        " unless group by (version) (last_over_time(flask_app_info[2m] offset $__interval))",
+        title="Version {{version}} of the app",
+        text="It started, and did not run in the two minutes before",
+    ),
     Annotation(
         name="Worker failures",
         colour=colours.WAITED,

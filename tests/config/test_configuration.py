@@ -97,6 +97,19 @@ def test_compose_names_a_setting_that_env_lacks() -> None:
     assert re.search(r"variable \w+ is missing a value: restore its line in .env", done.stderr)
 
 
+def test_compose_accepts_the_override_that_the_guide_shows(tmp_path: Path) -> None:
+    if engine_missing():
+        pytest.skip(engine_missing())
+    (shown,) = re.findall(
+        r"^```yaml\n(.*?)^```", (ROOT / "docs/own-app.md").read_text(), re.M | re.S
+    )
+    override = tmp_path / "compose.yaml"
+    override.write_text(shown)
+    files = ("--file", "compose.yaml", "--file", override)
+    limit = yaml.safe_load(run("docker", "compose", *files, "config"))["services"]["flask-app"]
+    assert limit["mem_limit"] == str(1 << 30)
+
+
 def test_compose_and_local_processes_run_the_same_services() -> None:
     always = {name for name, each in compose_services().items() if "profiles" not in each}
     assert always == {service.name for service in SERVICES}

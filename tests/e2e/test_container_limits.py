@@ -24,16 +24,17 @@ def docker(*arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def build(folder: str) -> str:
+def build(folder: str, context: str) -> str:
     """An image of the project, as compose.yaml builds it."""
     python = f"PYTHON_IMAGE={settings()['PYTHON_IMAGE']}"
-    return docker("build", "--quiet", "--build-arg", python, str(ROOT / folder))
+    options = ("--quiet", "--build-arg", python, "--file", str(ROOT / folder / "Dockerfile"))
+    return docker("build", *options, str(ROOT / context))
 
 
 @pytest.fixture(scope="module")
 def image() -> str:
     """flask-app's image."""
-    return build("flask")
+    return build("flask", ".")
 
 
 # One worker of an app that does as it is asked.
@@ -112,7 +113,9 @@ def test_cpu_limit_and_time_spent_waiting_are_seen(image: str) -> None:
 
 
 def test_the_access_exporter_exports_its_own_limits() -> None:
-    with container(build("nginx/access_exporter"), 9114, *MEMORY_LIMIT, "--cpus=0.2") as running:
+    with container(
+        build("nginx/access_exporter", "nginx/access_exporter"), 9114, *MEMORY_LIMIT, "--cpus=0.2"
+    ) as running:
         found = running.metrics()
         assert found["cgroup_memory_limit_bytes"] == 64 * MEBIBYTE
         assert 0 < found["cgroup_memory_working_set_bytes"] < 64 * MEBIBYTE

@@ -38,12 +38,13 @@ def zone(tmp_path: Path) -> Zone:
 
 def test_the_limits_are_those_of_nginx_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NGINX_CACHE_DIR", "/cache")
+    monkeypatch.setenv("NGINX_CACHE_MAX_SIZE", "1g")
     (zone,) = zones(TEMPLATE.read_text())
     assert (zone.name, zone.path) == ("responses", Path("/cache/responses"))
     assert zone.max_size
     limits = values(CacheMetrics([zone]))
     assert limits["nginx_cache_keys_capacity"] == 80_000
-    assert limits["nginx_cache_max_size_bytes"] == 256 << 20
+    assert limits["nginx_cache_max_size_bytes"] == 1 << 30
 
 
 @pytest.mark.parametrize(

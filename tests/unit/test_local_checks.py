@@ -30,6 +30,13 @@ GOOD = settings.settings()
         ("GUNICORN_WORKERS", "many", "whole number"),
         ("FLASK_APP_TIMEOUT", "soon", "whole number"),
         ("HTTP_PORT", "8080-x", "port number"),
+        ("NGINX_CLIENT_MAX_BODY_SIZE", "20MB", "20m or 1g"),
+        ("NGINX_CACHE_MAX_SIZE", "0", "20m or 1g"),
+        ("NGINX_CACHE_TTL", "5 minutes", "30s, 5m or 1h"),
+        ("APP_VERSION", 'a"b', "letters, digits"),
+        ("APP_DIR", "no/such/folder", "no such folder"),
+        ("APP_DIR", "docs", "has no wsgi.py"),
+        ("APP_STATIC_DIR", "no/such/folder", "no such folder"),
     ],
 )
 @pytest.mark.parametrize("docker", [False, True])
@@ -38,6 +45,33 @@ def test_a_wrong_setting_is_refused_with_what_is_allowed(
 ) -> None:
     with pytest.raises(StackError, match=rf"{name}=.*{re.escape(value)}.*{re.escape(allowed)}"):
         checks.check_settings(GOOD | {name: value}, docker=docker)
+
+
+@pytest.mark.parametrize("value", ["proxy.example", "10.0.0.1/8", "192.0.2.1,192.0.2.2"])
+def test_a_trusted_proxy_that_is_no_address_is_refused(value: str) -> None:
+    wrong = {"NGINX_TRUSTED_PROXIES": f"192.0.2.10 {value}"}
+    with pytest.raises(StackError, match=rf"NGINX_TRUSTED_PROXIES: .*{value}.*192\.0\.2\.10 10"):
+        checks.check_settings(GOOD | wrong, docker=False)
+    good = {"NGINX_TRUSTED_PROXIES": "192.0.2.10 10.0.0.0/8 2001:db8::/32"}
+    checks.check_settings(GOOD | good, docker=True)
+
+
+def test_an_image_is_built_only_from_an_app_in_the_repository(tmp_path: Path) -> None:
+    (tmp_path / "wsgi.py").touch()
+    values = GOOD | {"APP_DIR": str(tmp_path)}
+    checks.check_settings(values, docker=False)
+    with pytest.raises(StackError, match=rf"APP_DIR={tmp_path}: with Docker(.|\n)*no folder nginx"):
+        checks.check_settings(values, docker=True)
+
+
+def test_a_wrong_file_of_variables_is_refused_without_its_secrets(tmp_path: Path) -> None:
+    path = tmp_path / "app.env"
+    with pytest.raises(StackError, match=r"APP_ENV_FILE: .*app\.env can't be read: No such file"):
+        checks.check_settings(GOOD | {"APP_ENV_FILE": str(path)}, docker=True)
+    path.write_text("# mine\nSECRET_KEY: hidden\n")
+    with pytest.raises(StackError, match=r"app\.env, line 2: expected NAME=VALUE$") as caught:
+        checks.check_settings(GOOD | {"APP_ENV_FILE": str(path)}, docker=True)
+    assert "hidden" not in str(caught.value)
 
 
 def test_all_wrong_settings_are_named_at_once() -> None:

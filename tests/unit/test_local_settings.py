@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -124,3 +126,41 @@ def test_rendering_prometheus_replaces_every_container_address() -> None:
     assert "127.0.0.1:9200" in targets
     assert "grafana" not in [job["job_name"] for job in config["scrape_configs"]]
     assert config["rule_files"] == ["/rules/*.yml"]
+
+
+def test_the_apps_variables_replace_none_of_the_stacks(tmp_path: Path) -> None:
+    (tmp_path / "app.env").write_text("SECRET_KEY=x\nHTTP_PORT=1\nNGINX_CACHE_TTL=2h\n")
+    values = {"APP_ENV_FILE": str(tmp_path / "app.env")}
+    found = settings.environment(values, tmp_path)
+    names = ("SECRET_KEY", "HTTP_PORT", "NGINX_CACHE_TTL")
+    assert [found[name] for name in names] == ["x", "8080", "30s"]
+
+
+def test_an_apps_version_is_its_own_or_the_last_commit_of_its_folder(tmp_path: Path) -> None:
+    assert settings.app_version({"APP_VERSION": "1.2"}) == "1.2"
+    assert settings.app_version({"APP_DIR": str(tmp_path)}) == ""  # no git there
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.com"]
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "wsgi.py").touch()
+    commit = ["commit", "--quiet", "--allow-empty", "--message=x"]
+    for command in (["init", "--quiet"], ["add", "."], commit, commit):
+        subprocess.run([*git, *command], check=True)
+    history = subprocess.run([*git, "rev-list", "HEAD"], capture_output=True, text=True, check=True)
+    _, first = history.stdout.split()
+    version = settings.app_version({"APP_DIR": str(tmp_path / "app")})
+    assert version == first[:12]
+
+
+def test_containers_and_local_processes_trust_the_same_proxies(tmp_path: Path) -> None:
+    for proxies in ("", "192.0.2.10 10.0.0.0/8"):
+        values = {"NGINX_TRUSTED_PROXIES": proxies}
+        script = '. nginx/15-trusted-proxies.envsh; printf %s "$NGINX_TRUST"'
+        done = subprocess.run(
+            ["sh", "-c", script],
+            cwd=settings.ROOT,
+            env=os.environ | values,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout == settings.environment(values, tmp_path)["NGINX_TRUST"]

@@ -52,7 +52,10 @@ class Process(NamedTuple):
 
 
 class WorkerCollector:
-    """The gunicorn_* metrics, except the histogram of the queue, which prometheus_client keeps."""
+    """The gunicorn_* metrics and the application's version.
+
+    prometheus_client keeps the histogram of the queue.
+    """
 
     def __init__(self, directory: Path, listeners: Iterable[socket.socket]) -> None:
         """Read the slots in `directory`, and the backlog of `listeners`."""
@@ -66,6 +69,11 @@ class WorkerCollector:
             "gunicorn_flask_telemetry_build",
             "The version of this package, and the revision that it was built from",
             {"version": __version__, "revision": REVISION},
+        )
+        yield InfoMetricFamily(
+            "flask_app",
+            "The version of the application, from the environment variable APP_VERSION",
+            {"version": os.environ.get("APP_VERSION") or "unknown"},
         )
         readings = slots.read_all(self._directory)
         processes = {
