@@ -38,7 +38,6 @@ def stack(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack
             "APP_ENV_FILE": str(folder / "app.env"),
             "NGINX_TRUSTED_PROXIES": HERE,
             "WSGI_APP": "",
-            "STACK_RUN_DIR": str(folder / "run"),  # no local processes run there
         }
     )
     if isinstance(stack, ComposeStack):
