@@ -116,8 +116,9 @@ SCENARIOS = {
         summary="more slow requests than there are threads to answer them",
         watch=(
             "Every thread is busy (100 % of the workers), requests wait in the queue and the "
-            "listen backlog, and all routes become slow. RequestQueueing, UpstreamSlow and "
-            "WorkersSaturated fire after some five minutes."
+            "listen backlog, and all routes become slow. Requests that wait longer than "
+            "GUNICORN_QUEUE_TIMEOUT get 503. RequestQueueing, UpstreamSlow and WorkersSaturated fire "
+            "after some five minutes."
         ),
         paths=(SLOW, SLOW, SLOW, "/info"),
         rate=50,
