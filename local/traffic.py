@@ -117,8 +117,8 @@ SCENARIOS = {
         watch=(
             "Every thread is busy (100 % of the workers), requests wait in the queue and the "
             "listen backlog, and all routes become slow. Requests that wait longer than "
-            "GUNICORN_QUEUE_TIMEOUT get 503. RequestQueueing, UpstreamSlow and WorkersSaturated fire "
-            "after some five minutes."
+            "GUNICORN_QUEUE_TIMEOUT get 503. RequestQueueing, UpstreamSlow and WorkersSaturated "
+            "fire after some five minutes."
         ),
         paths=(SLOW, SLOW, SLOW, "/info"),
         rate=50,
