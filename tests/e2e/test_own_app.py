@@ -233,6 +233,10 @@ def test_a_new_version_is_annotated_once_where_it_begins_to_run(stack: Stack) ->
     # Seen again after a restart, the version is not new: wait for scrapes after it.
     stack.restart("flask-app")
     restarted = time.time()
-    wait_until(lambda: stack.query(f"min(timestamp(flask_app_info)) > {restarted}"), 60, "a scrape")
+    wait_until(
+        lambda: stack.query(f"timestamp(flask_app_info{{version='{new}'}}) > {restarted}"),
+        60,
+        "a scrape",
+    )
     assert {version: len(values) for version, values in annotated().items()} == {old: 1, new: 1}
     assert annotated()[new][0][0] > began
