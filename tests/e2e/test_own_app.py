@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import secrets
+import subprocess
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,7 @@ from tests.e2e.test_conservation import count, settled
 from tests.e2e.test_dashboards import DASHBOARDS, over_time
 from tests.stacks import KINDS, ComposeStack, LocalStack, Stack, run, wait_until
 
+EXAMPLE = ROOT / "examples" / "own-app"
 SETTINGS = read_env_file("examples/own-app/settings.env")
 # nginx sees the tests as this machine, or as a container network's gateway.
 HERE = "127.0.0.0/8 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16"
@@ -240,3 +242,31 @@ def test_a_new_version_is_annotated_once_where_it_begins_to_run(stack: Stack) ->
     )
     assert {version: len(values) for version, values in annotated().items()} == {old: 1, new: 1}
     assert annotated()[new][0][0] > began
+
+
+def test_the_commands_of_the_examples_readme_start_it() -> None:
+    (commands,) = re.findall(r"^```sh\n(.*?)^```", (EXAMPLE / "README.md").read_text(), re.M | re.S)
+    stack = LocalStack({"WSGI_APP": ""})
+    secret = EXAMPLE / "app.env"
+    kept = secret.read_text() if secret.exists() else None
+    try:
+        # Without an engine: Grafana's image may be missing.
+        done = subprocess.run(
+            ["bash", "-ec", commands],
+            cwd=ROOT,
+            env=stack.environment | {"DOCKER_HOST": "unix:///no/engine"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout
+        assert "present schema" in done.stdout
+        signed_in(stack, "erin")
+    finally:
+        stack.down()
+        if kept is None:
+            secret.unlink(missing_ok=True)
+        else:
+            secret.write_text(kept)
