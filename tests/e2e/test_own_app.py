@@ -106,6 +106,15 @@ def test_a_cached_page_is_not_shared_between_users(stack: Stack) -> None:
     assert alice.get(f"{stack.http}/about", timeout=30).headers["X-Cache-Status"] == "HIT"
 
 
+def test_each_cached_path_has_a_lifetime_of_its_own(stack: Stack) -> None:
+    def cache_status(path: str) -> str:
+        return requests.get(f"{stack.http}{path}", timeout=30).headers["X-Cache-Status"]
+
+    cache_status("/about")
+    wait_until(lambda: cache_status("/") == "STALE", 30, "an entry to expire after 5 s")
+    assert cache_status("/about") == "HIT"
+
+
 def test_20_mb_are_uploaded_and_kept_and_more_is_refused(stack: Stack) -> None:
     content = os.urandom(UPLOAD)
     browser = signed_in(stack, "dave")

@@ -46,7 +46,7 @@ def test_packages_are_pinned_with_their_hashes(
     lock(folder)
     pinned = (folder / "app/requirements.txt").read_text()
     assert "one==1.2 \\\n    --hash=sha256:" in pinned
-    assert "#    ./stack lock\n" in pinned  # how to make it again
+    assert "#    uv pip compile " in pinned  # how to make it again
     assert str(folder) not in pinned
     assert "app/requirements.txt is up to date" in capsys.readouterr().out
 
