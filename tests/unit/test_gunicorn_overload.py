@@ -126,6 +126,19 @@ def test_request_that_nginx_sends_again_has_not_waited_here(running: Gunicorn) -
     assert running.get(headers={"X-Request-Start": started}).ok
 
 
+def test_waiting_until_the_application_is_ready_does_not_count() -> None:
+    """Else a replica that starts slowly would refuse what came while it did."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        socket.create_connection(listening.getsockname()) as client,
+        listening.accept()[0] as ours,
+    ):
+        client.sendall(b"x")
+        came, environ = time.monotonic(), {"gunicorn.socket": ours}
+        wait_until(lambda: reason_to_shed(environ, 1) == "queue_timeout", 10, "a wait of 1 s")
+        assert reason_to_shed(environ, 1, since=came + 1) is None
+
+
 def test_unix_sockets_and_other_servers_shed_nothing() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:

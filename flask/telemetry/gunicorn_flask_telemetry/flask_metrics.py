@@ -5,6 +5,7 @@ default metrics, this module counts the exceptions. gunicorn's hooks measure req
 under the library's names, since the library would have Flask call three functions for each request.
 """
 
+import time
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
@@ -111,6 +112,7 @@ class _Instrumented:
         self._wsgi_app = app.wsgi_app
         self._note = metrics.note
         self._queue_timeout = queue_timeout()
+        self._loaded_at = time.monotonic()
 
     def __call__(
         self, environ: dict[str, Any], start_response: Callable[..., object]
@@ -128,7 +130,7 @@ class _Instrumented:
             headers.append(("X-Route", route))
             return start_response(status, headers, exc_info)
 
-        if reason := reason_to_shed(environ, self._queue_timeout):
+        if reason := reason_to_shed(environ, self._queue_timeout, since=self._loaded_at):
             environ[SHED_KEY] = reason
             self._match_route(environ)
             return self._refuse(reason, start)

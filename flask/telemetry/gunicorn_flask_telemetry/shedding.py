@@ -7,6 +7,7 @@ may differ, and a request that the proxy sends again is not taken for one that w
 import os
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,7 +35,7 @@ def queue_timeout() -> int:
     return int(value)
 
 
-def reason_to_shed(environ: Mapping[str, Any], limit: int) -> str | None:
+def reason_to_shed(environ: Mapping[str, Any], limit: int, since: float = 0) -> str | None:
     """Return why the application should not run a request, or None if it should.
 
     Only TCP connections say so; a client that has closed its sending side counts as one that left,
@@ -43,6 +44,8 @@ def reason_to_shed(environ: Mapping[str, Any], limit: int) -> str | None:
     Args:
         environ: the WSGI environ, before anything has read the request's body.
         limit: how many seconds the request may have waited for a worker; 0: no limit.
+        since: when the application was ready, by time.monotonic(). Waiting before that does not
+            count: the kernel accepts connections while gunicorn starts.
     """
     connection = environ.get("gunicorn.socket")
     if connection is None:
@@ -54,4 +57,5 @@ def reason_to_shed(environ: Mapping[str, Any], limit: int) -> str | None:
     if info[STATE] != ESTABLISHED:
         return CLIENT_LEFT
     waited = int.from_bytes(info[LAST_DATA_RECEIVED], sys.byteorder) / 1000
+    waited = min(waited, time.monotonic() - since)
     return QUEUE_TIMEOUT if limit and waited > limit else None
