@@ -45,6 +45,10 @@ NEVER_SEEN = {
     ("Requests by route", "other"),
     ("Hit ratio by route", "other"),
     ("Listen backlog", "alert above"),
+    # Only under overload.
+    ("Requests shed", "{{reason}} {{route}}"),
+    ("Requests shed", "alert above"),
+    ("Passed on by nginx, counted by Flask", "gunicorn shed"),
     # Local processes have no limit of their own.
     ("Container memory", "{{job}} · {{instance}}"),
     ("Container memory", "alert above"),
@@ -456,7 +460,8 @@ def test_requests_are_shown_by_route_and_status(traffic: Traffic) -> None:
     by_route = traffic.shown("stack-overview", "Routes", "requests_per_second")
     for route in ("/", "/cache-me", "/info", "unmatched"):
         answered = count(traffic.everything, route=route)
-        assert WINDOW * by_route[route] == pytest.approx(answered, rel=0.05)
+        # The counters are younger than the window, so Prometheus extrapolates at each end.
+        assert WINDOW * by_route[route] == pytest.approx(answered, rel=0.1)
     for status in ("2xx", "3xx", "4xx", "5xx"):
         shown = traffic.total(traffic.value("Responses by status class", status))
         answered = count(traffic.answers, status=f"{status[0]}..", route="(?!none).*")

@@ -146,11 +146,13 @@ def test_events_arrive_while_the_app_still_streams(stack: Stack) -> None:
 def test_static_files_come_from_nginx_for_a_year(stack: Stack) -> None:
     page = requests.get(stack.http, timeout=30).text
     path = re.search(r'href="(/static/style\.css\?v=[0-9a-f]{12})"', page)[1]
+    settled(stack)  # the request for the page
     before = stack.total("flask-app", "flask_http_request_total")
     answer = requests.get(stack.http + path, timeout=30)
     assert answer.content == (ROOT / SETTINGS["APP_STATIC_DIR"] / "style.css").read_bytes()
     assert answer.headers["Cache-Control"] == "max-age=31536000"
     assert "X-Cache-Status" not in answer.headers
+    settled(stack)
     assert stack.total("flask-app", "flask_http_request_total") == before
     assert requests.get(f"{stack.http}/static/none.css", timeout=30).status_code == 404
 
