@@ -329,8 +329,9 @@ class ComposeStack(Stack):
 
     def signal(self, service: str, process: Process, signal: signals.Signals) -> None:
         container = self.containers(service)[0]
-        if process.inner_pid == 1:
-            run(["docker", "kill", "--signal", str(int(signal)), container])
+        if process.inner_pid == 1 and signal is signals.SIGKILL:
+            # The kernel ignores this signal from inside. The engine does not restart the container.
+            self.kill_container(container)
         else:
             command = f"kill -{int(signal)} {process.inner_pid}"
             run(["docker", "exec", container, "sh", "-c", command])

@@ -14,23 +14,7 @@ import yaml
 from local.render import render, render_prometheus
 from local.settings import ROOT, SERVICES, container_addresses, environment, settings
 from tests import sample
-from tests.stacks import engine_missing
-
-
-def run(*command: str | Path, env: dict[str, str] | None = None) -> str:
-    """Run a command and return its output; if it fails, fail the test with the output."""
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+from tests.stacks import engine_missing, run
 
 
 def compose_services() -> dict[str, dict[str, object]]:
@@ -47,7 +31,7 @@ def rendered(tmp_path: Path) -> dict[str, str]:
 
 def test_nginx_accepts_its_configuration(rendered: dict[str, str]) -> None:
     folder = rendered["NGINX_RUN_DIR"]
-    run("nginx", "-e", "stderr", "-t", "-p", folder, "-c", f"{folder}/nginx.conf", env=rendered)
+    run(["nginx", "-e", "stderr", "-t", "-p", folder, "-c", f"{folder}/nginx.conf"], env=rendered)
 
 
 def test_nginx_does_not_read_the_result_of_a_renamed_template(rendered: dict[str, str]) -> None:
@@ -60,13 +44,13 @@ def test_nginx_does_not_read_the_result_of_a_renamed_template(rendered: dict[str
 def test_gixy_finds_nothing_in_nginx_configuration(rendered: dict[str, str]) -> None:
     # The network of its port decides who can reach stub_status, not a list of addresses.
     config = f"{rendered['NGINX_RUN_DIR']}/nginx.conf"
-    run("gixy", "-l", "--skips", "status_page_exposed", config)
+    run(["gixy", "-l", "--skips", "status_page_exposed", config])
 
 
 def test_promtool_accepts_prometheus_configuration(rendered: dict[str, str]) -> None:
-    run("promtool", "check", "config", f"{rendered['STACK_RUN_DIR']}/prometheus.yml")
+    run(["promtool", "check", "config", f"{rendered['STACK_RUN_DIR']}/prometheus.yml"])
     # As in the container. The rule files are elsewhere here, so check only the syntax.
-    run("promtool", "check", "config", "--syntax-only", "prometheus/prometheus.yml")
+    run(["promtool", "check", "config", "--syntax-only", "prometheus/prometheus.yml"])
 
 
 def test_only_addresses_and_rule_paths_of_prometheus_differ_locally() -> None:
@@ -85,7 +69,7 @@ def test_only_addresses_and_rule_paths_of_prometheus_differ_locally() -> None:
 def test_compose_accepts_its_configuration() -> None:
     if engine_missing():
         pytest.skip(engine_missing())
-    run("docker", "compose", "config", "--quiet")
+    run(["docker", "compose", "config", "--quiet"])
 
 
 def test_compose_names_a_setting_that_env_lacks() -> None:
@@ -106,7 +90,7 @@ def test_compose_accepts_the_override_that_the_guide_shows(tmp_path: Path) -> No
     override = tmp_path / "compose.yaml"
     override.write_text(shown)
     files = ("--file", "compose.yaml", "--file", override)
-    limit = yaml.safe_load(run("docker", "compose", *files, "config"))["services"]["flask-app"]
+    limit = yaml.safe_load(run(["docker", "compose", *files, "config"]))["services"]["flask-app"]
     assert limit["mem_limit"] == str(1 << 30)
 
 
@@ -148,12 +132,12 @@ def test_flask_folder_hides_no_library() -> None:
 
 def test_ruff() -> None:
     excluded = [f"--extend-exclude={path}" for path in sample.foreign_files()]
-    run("ruff", "check", ".", *excluded)
-    run("ruff", "format", "--check", ".", *(each.replace("extend-", "") for each in excluded))
+    run(["ruff", "check", ".", *excluded])
+    run(["ruff", "format", "--check", ".", *(each.replace("extend-", "") for each in excluded)])
 
 
 def test_yamllint() -> None:
-    run("yamllint", "--strict", *sample.tracked("*.yml", "*.yaml"))
+    run(["yamllint", "--strict", *sample.tracked("*.yml", "*.yaml")])
 
 
 def test_shellcheck() -> None:
@@ -164,15 +148,15 @@ def test_shellcheck() -> None:
         or ((ROOT / path).read_bytes()[:64].startswith((b"#!/bin/sh", b"#!/usr/bin/env bash")))
     ]
     assert scripts
-    run("shellcheck", *scripts)
+    run(["shellcheck", *scripts])
 
 
 def test_hadolint() -> None:
-    run("hadolint", *sample.tracked("Dockerfile", "*/Dockerfile"))
+    run(["hadolint", *sample.tracked("Dockerfile", "*/Dockerfile")])
 
 
 def test_actionlint() -> None:
-    run("actionlint", "-no-color", *sample.tracked(".github/workflows/*"))
+    run(["actionlint", "-no-color", *sample.tracked(".github/workflows/*")])
 
 
 def test_compose_lint(tmp_path: Path) -> None:
@@ -180,7 +164,7 @@ def test_compose_lint(tmp_path: Path) -> None:
     for name in ("compose.yaml", ".env"):
         shutil.copy(ROOT / name, tmp_path)
     env = os.environ | {"NO_COLOR": "1"}
-    run("compose-lint", "--fail-on", "high", str(tmp_path / "compose.yaml"), env=env)
+    run(["compose-lint", "--fail-on", "high", str(tmp_path / "compose.yaml")], env=env)
 
 
 def test_no_file_below_tmp_has_a_fixed_name() -> None:

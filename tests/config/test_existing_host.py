@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from local.settings import ROOT
-from tests.config.test_configuration import run
+from tests.stacks import run
 
 RULES = ROOT / "prometheus" / "rules"
 EXAMPLE = ROOT / "examples" / "existing-host"
@@ -86,7 +86,7 @@ def check_silence(folder: Path, series: dict[str, str], *deletions: str) -> None
         "tests": [case],
     }
     (folder / "test.yml").write_text(yaml.safe_dump(test))
-    run("promtool", "test", "rules", folder / "test.yml")
+    run(["promtool", "test", "rules", folder / "test.yml"])
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from local.settings import ROOT
 from tests.config.test_dashboards import DASHBOARDS
 from tests.e2e.test_alerts import faster
 from tests.sample import tracked
-from tests.stacks import engine_missing, wait_until
+from tests.stacks import engine_missing, run, wait_until
 
 DEBIAN = "debian:12"
 IMAGE = "stack-test-existing-host"
@@ -48,11 +48,7 @@ class Host:
         """Run commands in one shell as root, in the clone; fails where one of them does."""
         # No terminal, and no questions of apt's.
         shell = ["docker", "exec", "--workdir", CLONE, self._container, "bash", "-ec", commands]
-        done = subprocess.run(
-            shell, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f"{commands}\n{done.stdout}{done.stderr}"
-        return done.stdout
+        return run(shell)
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """The instant vector of a PromQL expression."""
@@ -70,6 +66,12 @@ class Host:
         alerts = self.query('ALERTS{alertstate="firing", alertname!="Watchdog"}')
         return {(each["metric"]["alertname"], each["metric"].get("job", "")) for each in alerts}
 
+    def wait_until_silent(self) -> None:
+        """Wait for the rules' evaluation, and until no alert fires."""
+        wait_until(self.evaluated, 3 * MINUTES, "the rules' evaluation")
+        # Under load an alert may fire for a moment; one about an absent part would not end.
+        wait_until(lambda: not self.firing(), MINUTES, "no alert to fire")
+
 
 @pytest.fixture(scope="module")
 def image() -> str:
@@ -80,15 +82,7 @@ def image() -> str:
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
     build = ["docker", "build", "--tag", IMAGE, "--build-arg", f"DEBIAN_IMAGE={DEBIAN}", FILES]
-    done = subprocess.run(
-        build,
-        env=os.environ | {"DOCKER_BUILDKIT": "0"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
+    run(build, os.environ | {"DOCKER_BUILDKIT": "0"})
     return IMAGE
 
 
@@ -206,9 +200,7 @@ def test_only_nginx_from_nginx_org(image: str, tmp_path: Path) -> None:
         host.run("for n in $(seq 20); do curl --silent localhost/products/1; done")
         hits = 'nginx_route_requests_total{route="none", cache="HIT"} == 19'
         wait_until(lambda: host.query(hits), MINUTES, "19 hits")
-        wait_until(host.evaluated, 3 * MINUTES, "the rules' evaluation")
-        # Under load an alert may fire for a moment; one about what is absent would not end.
-        wait_until(lambda: not host.firing(), MINUTES, "no alert to fire")
+        host.wait_until_silent()
 
 
 def test_only_gunicorn(image: str, tmp_path: Path) -> None:
@@ -219,9 +211,7 @@ def test_only_gunicorn(image: str, tmp_path: Path) -> None:
         host.run("for n in $(seq 20); do curl --silent localhost:8000/products/1; done")
         counted = 'sum(flask_http_request_total{route="/products/<int:number>"}) == 20'
         wait_until(lambda: host.query(counted), MINUTES, "20 requests")
-        wait_until(host.evaluated, 3 * MINUTES, "the rules' evaluation")
-        # Under load an alert may fire for a moment; one about what is absent would not end.
-        wait_until(lambda: not host.firing(), MINUTES, "no alert to fire")
+        host.wait_until_silent()
 
 
 def test_every_block_of_commands_is_tried() -> None:
