@@ -1,4 +1,4 @@
-"""Finds requests that the application should not run: nobody waits for the answer, or for too long.
+"""Finds requests that the application should not run, because the client left or they waited long.
 
 The kernel says how long ago it received a request, so the clocks of the proxy and of this machine
 may differ, and a request that the proxy sends again is not taken for one that waited.
@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-# In seconds; 0 or unset: requests may wait as long as they like.
+# In seconds; 0 or unset: no limit.
 QUEUE_TIMEOUT_VARIABLE = "GUNICORN_QUEUE_TIMEOUT"
 # The key under which FlaskMetrics leaves the reason in the WSGI environ, for the recorder.
 SHED_KEY = "gunicorn_flask_telemetry.shed"
@@ -38,7 +38,7 @@ def queue_timeout() -> int:
 def reason_to_shed(environ: Mapping[str, Any], limit: int, since: float = 0) -> str | None:
     """Return why the application should not run a request, or None if it should.
 
-    Only TCP connections say so; a client that has closed its sending side counts as one that left,
+    This needs a TCP connection. A client that has closed its sending side counts as one that left,
     as it does for nginx.
 
     Args:
