@@ -114,6 +114,8 @@ def test_a_route_is_unescaped_and_bounded_in_length(logged: str, route: str) -> 
         line(duration="-"),
         line(duration="0.1"),
         line(duration="-0.001"),
+        line(duration="9" * 400 + ".000"),
+        line(status="\u0662\u0660\u0661"),
         line(connect="0.001 0.002"),
         line(upstream_status="200, x"),
         line(bytes="many"),
@@ -164,6 +166,15 @@ def test_a_line_in_another_format_is_malformed(malformed: bytes) -> None:
         ({"cache": "HIT", "completion": "", "received": "-"}, "client"),
         # nginx sent nothing: it could not write to its cache.
         ({"cache": "MISS", "completion": "", "bytes": "0", "received": "0"}, "nginx"),
+        ({"cache": "EXPIRED", "completion": "", "bytes": "0", "received": "299"}, "nginx"),
+        ({"cache": "MISS", "completion": "", "bytes": "0", "announced": "-"}, "nginx"),
+        # The client had left: nginx had nothing to write, or has written it.
+        ({"cache": "MISS", "completion": "", "bytes": "0"}, "client"),
+        ({"cache": "HIT", "completion": "", "bytes": "0", "received": "-"}, "client"),
+        ({"cache": "STALE", "completion": "", "bytes": "0", "received": "-"}, "client"),
+        ({"method": "HEAD", "cache": "MISS", "completion": "", "bytes": "0"}, "client"),
+        ({"status": "400", "completion": "", "bytes": "0", "upstream_status": "-"}, "client"),
+        ({"status": "408", "completion": "", "bytes": "0", "upstream_status": "-"}, "client"),
         # nginx failed after the header, which is all that a HEAD request asks for.
         ({"method": "HEAD", "cache": "MISS", "completion": "", "received": "0"}, None),
     ],

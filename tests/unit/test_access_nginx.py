@@ -13,6 +13,7 @@ import socket
 import socketserver
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,7 +59,11 @@ http {{
         location @ask-again {{ proxy_pass http://flask; }}
         location / {{ return 404; }}
         location /plain/ {{ proxy_pass http://flask; }}
-        location /cached/ {{ proxy_cache cache; proxy_pass http://flask; }}
+        location /cached/ {{
+            proxy_cache cache;
+            proxy_ignore_client_abort on;
+            proxy_pass http://flask;
+        }}
         location /retried/ {{ proxy_pass http://replicas; }}
         location /asked-again/ {{ proxy_pass http://127.0.0.1:{dead}; }}
         location /stale/ {{
@@ -119,6 +124,10 @@ class Upstream(socketserver.StreamRequestHandler):
         self.head(f"Content-Length: {len(BODY)}")
         self.wfile.write(body[:CUT_OFF])
 
+    def late(self, body: bytes) -> None:
+        time.sleep(0.5)  # until nginx has noticed that the client left
+        self.whole(body)
+
     def silent(self, _: bytes) -> None:
         self.rfile.read()  # until nginx closes the connection
 
@@ -166,11 +175,16 @@ class Nginx:
             response.raw.read()
         return self.logged()
 
-    def leave(self, path: str, after: bytes) -> Request:
-        """Send a request, reset the connection after some bytes, and return its line in the log."""
+    def leave(self, path: str, after: bytes, *, reset: bool = True) -> Request:
+        """Send a request, leave after some bytes, and return its line in the log."""
+        return self.send(f"GET {path} HTTP/1.1\r\nHost: nginx\r\n\r\n".encode(), after, reset)
+
+    def send(self, data: bytes, after: bytes, reset: bool) -> Request:
+        """Send data, end the connection after some bytes, and return the line in the log."""
         with socket.create_connection(("127.0.0.1", self.port)) as client:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-            client.sendall(f"GET {path} HTTP/1.1\r\nHost: nginx\r\n\r\n".encode())
+            if reset:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            client.sendall(data)
             received = b""
             while after not in received:
                 received += client.recv(4096)
@@ -271,6 +285,21 @@ def test_a_response_whose_client_leaves_has_the_cause_client(nginx: Nginx) -> No
         found = nginx.leave(path, after=b"\r\n\r\n")
         assert (found.status, found.incomplete) == ("200", "client"), path
         assert 0 < found.bytes_sent < LARGE
+
+
+def test_an_answer_is_cached_although_its_client_left_before_it_came(nginx: Nginx) -> None:
+    for reset in (False, True):
+        path = f"/cached/late?reset={reset}"
+        left = nginx.leave(path, after=b"", reset=reset)
+        assert (left.status, left.cache, left.route) == ("200", "MISS", "/late")
+        assert left.incomplete in (None, "client")
+        assert nginx.get(path).cache == "HIT"
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_half_request_has_the_cause_client(nginx: Nginx, reset: bool) -> None:
+    found = nginx.send(b"GET / HTTP/1.1\r\nHost", after=b"", reset=reset)
+    assert (found.status, found.bytes_sent, found.incomplete) == ("400", 0, "client")
 
 
 def test_a_response_that_nginx_cannot_write_to_its_cache_has_the_cause_nginx(

@@ -21,6 +21,8 @@ CACHE_STATUSES: Final = frozenset(
 )
 # With these the body came from the cache, even where the upstream was asked.
 BODY_FROM_CACHE: Final = frozenset(("HIT", "STALE", "UPDATING", "REVALIDATED"))
+# With these nginx writes the body to the cache.
+BODY_TO_CACHE: Final = frozenset(("MISS", "EXPIRED"))
 
 # Label values that nginx does not use itself.
 NO_ROUTE: Final = "none"
@@ -58,8 +60,8 @@ class Request(NamedTuple):
     """Who left the response incomplete: `client`, `upstream` or `nginx`."""
 
 
-_STATUS = re.compile(r"\d{3}")
-_TIME = re.compile(r"(\d+)\.(\d{3})")
+_STATUS = re.compile(r"\d{3}", re.ASCII)
+_TIME = re.compile(r"(\d{1,9})\.(\d{3})", re.ASCII)
 _LENGTH = re.compile(r"\d{1,18}", re.ASCII)
 _ESCAPED_BYTE = re.compile(rb"\\x([0-9A-F]{2})")
 # nginx separates attempts by ", ", and the attempts before and after an internal redirect by " : ".
@@ -107,7 +109,7 @@ def _parse_nam2(fields: list[str]) -> Request:
     if _completed(completion):
         cut_off = _is_cut_off(request, announced, received)
         return request._replace(incomplete="upstream") if cut_off else request
-    return request._replace(incomplete=_who_ended(request))
+    return request._replace(incomplete=_who_ended(request, announced, received))
 
 
 # The parser of each marker. A new version of the format is added here; its exporter still reads the
@@ -132,19 +134,29 @@ def _is_cut_off(request: Request, announced: str, received: str) -> bool:
     has_body = request.method != "HEAD" and request.attempts[-1:] != (_NOT_MODIFIED,)
     if not has_body or request.cache in BODY_FROM_CACHE or not _LENGTH.fullmatch(announced):
         return False
-    # Only the last attempt gave the client its answer.
+    length = _last_length(received)
+    return length is not None and length < int(announced)
+
+
+def _last_length(received: str) -> int | None:
+    """The length of the last attempt's body: only that attempt gave the client its answer."""
     lengths = [it for it in _items(received) if it != _ABSENT]
-    return bool(lengths) and _bytes(lengths[-1]) < int(announced)
+    return _bytes(lengths[-1]) if lengths else None
 
 
-def _who_ended(request: Request) -> str | None:
-    """Who ended a request that nginx did not complete; None if the client got everything."""
+def _who_ended(request: Request, announced: str, received: str) -> str | None:
+    """Who ended a request that nginx did not complete; None if the client got everything.
+
+    nginx has failed if it sent nothing of an answer that it was to store in its cache. If it has
+    got the whole answer, or if there was nothing to store, then the client has left.
+    """
     if request.status == _CLIENT_CLOSED_REQUEST:
         return "client"
-    # nginx failed before it sent anything: it could not write to its cache, for example.
-    if not request.bytes_sent:
-        return "nginx"
-    return None if request.method == "HEAD" else "client"
+    if request.bytes_sent:
+        return None if request.method == "HEAD" else "client"
+    stores = request.method != "HEAD" and request.cache in BODY_TO_CACHE
+    whole = _LENGTH.fullmatch(announced) and _last_length(received) == int(announced)
+    return "nginx" if stores and not whole else "client"
 
 
 def _unescape(field: bytes) -> str:
