@@ -1,17 +1,40 @@
-"""What all tests share: a line about skipped tests, and a failure if anything still runs."""
+"""What all tests share: kinds of stacks, a line about skipped tests, a failure if anything runs."""
 
 from __future__ import annotations
 
 import collections
+import os
 import time
 from pathlib import Path
 
 import pytest
 
 from tests import remains
+from tests.stacks import engine_missing
 
 ENDED_WITHIN = 10.0  # seconds, after the last test
 LEFT = pytest.StashKey[list[str]]()
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run all tests of one stack in one process. Stacks mostly wait, so several run at once."""
+    for item in items:
+        if isinstance(item, pytest.Function) and item.path.parent.name in ("e2e", "fuzz"):
+            module = "shared" if "stack" in item.fixturenames else item.path.stem
+            kind = item.callspec.params.get("kind", "") if hasattr(item, "callspec") else ""
+            item.add_marker(pytest.mark.xdist_group(f"{module}-{kind}"))
+
+
+@pytest.fixture(scope="session", params=["local", "compose"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """The kind of stack: local processes or Compose."""
+    if request.param == "compose" and engine_missing():
+        reason = f"no stack in containers: {engine_missing()}"
+        if os.environ.get("STACK_REQUIRE_DOCKER") == "1":
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+    return request.param
 
 
 @pytest.hookimpl(trylast=True)  # after pytest-xdist has ended its own processes
