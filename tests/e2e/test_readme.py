@@ -88,7 +88,7 @@ def test_the_tour_ends_with_an_alert(stack: Stack) -> None:
     address = SEE.splitlines()[0]
 
     def hits_in_top() -> re.Match[str] | None:
-        # Hits anew each time: the first `top` installs its packages, and the windows are short here.
+        # Hits anew each time: the first `top` installs its packages, and windows are short here.
         counted = {
             status: int(number)
             for number, status in re.findall(r"(\d+) (\w+)", reader.type(f"{address}\n{HITS}"))
