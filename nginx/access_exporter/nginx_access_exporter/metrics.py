@@ -32,7 +32,7 @@ MAX_HISTOGRAM_LABEL_SETS: Final = 300
 
 # Parsed lines are kept for the next time they appear. Clients choose the length of a method, so
 # long lines are not kept.
-KEPT_LINES: Final = 4096
+KEPT_LINES: Final = 1024  # 0.8 MB
 MAX_KEPT_LINE_BYTES: Final = 256
 
 SECONDS_BETWEEN_MALFORMED_REPORTS: Final = 60
