@@ -3,7 +3,8 @@
 Any URL takes these arguments: `sleep` (seconds before the response), `compute` (seconds of CPU time
 before it), `allocate` (bytes of memory before it), `hold` (bytes that the worker keeps), `size`
 (bytes of the response), `die` (number of a signal that the worker sends to itself), `status` (of
-the response), `header` (`Name=value`, added to the response), `show` (name of a request header; the
+the response), `then` and `from` (a status, and the Unix time from which the response has it and no
+`header`), `header` (`Name=value`, added to the response), `show` (name of a request header; the
 response carries its value in `X-Shown`).
 """
 
@@ -16,6 +17,11 @@ from flask import Response, abort, request
 from sample import app
 
 held: list[bytes] = []
+
+
+def has_changed() -> bool:
+    """Whether the time that the argument `from` names has come."""
+    return time.time() > float(request.args.get("from", "inf"))
 
 
 @app.before_request
@@ -36,6 +42,8 @@ def misbehave() -> None:
         abort(Response(b"x" * int(arguments["size"])))
     if "die" in arguments:
         os.kill(os.getpid(), int(arguments["die"]))
+    if has_changed():
+        abort(Response("from now on", status=int(arguments["then"])))
     if "status" in arguments:
         abort(Response("as asked", status=int(arguments["status"])))
 
@@ -43,7 +51,7 @@ def misbehave() -> None:
 @app.after_request
 def set_header(response: Response) -> Response:
     """Set the headers that the arguments ask for."""
-    if "header" in request.args:
+    if "header" in request.args and not has_changed():
         name, _, value = request.args["header"].partition("=")
         response.headers[name] = value
     if "show" in request.args:

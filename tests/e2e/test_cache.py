@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
+import time
 import uuid
 
+import pytest
 import requests
 
 from tests.stacks import Stack, wait_until
@@ -54,6 +56,111 @@ def test_authorized_requests_bypass_the_cache(stack: Stack) -> None:
     assert cache_status(url, headers=secret) == "BYPASS"
     assert cache_status(url) == "MISS"
     assert cache_status(url, headers=secret) == "BYPASS"
+
+
+@pytest.mark.parametrize("value", ["0", "Basic dXNlcjpwYXNzd29yZA=="])
+def test_an_answer_to_an_authorized_request_is_not_kept(stack: Stack, value: str) -> None:
+    """nginx takes "0" for empty where it decides about the cache."""
+    url = own_entry(stack)
+    secret = {"Authorization": value}
+    assert [cache_status(url, headers=secret) for _ in range(2)] == ["BYPASS"] * 2
+    assert cache_status(url) == "MISS"
+    assert cache_status(url, headers=secret) == "BYPASS"
+
+
+@pytest.mark.parametrize("body", [b"sent=1", [b"sent", b"=1"]], ids=["length", "chunks"])
+def test_an_answer_to_a_body_is_not_kept(stack: Stack, body: bytes | list[bytes]) -> None:
+    """The body is not in the key: it would change what others get."""
+    url = own_entry(stack)
+
+    def with_body() -> str | None:
+        return cache_status(url, data=iter(body) if isinstance(body, list) else body)
+
+    assert [with_body() for _ in range(2)] == ["BYPASS"] * 2
+    assert [cache_status(url) for _ in range(2)] == ["MISS", "HIT"]
+    assert with_body() == "BYPASS"
+    assert cache_status(url, headers={"Content-Length": "0"}) == "HIT"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *("X-Original-URL", "X-Rewrite-URL", "X-Script-Name"),
+        *("X-Host", "X-Original-Host", "X-Forwarded-Server"),
+        *("X-Scheme", "X-Forwarded-Scheme"),
+        *("X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override"),
+    ],
+)
+def test_the_app_does_not_see_what_frameworks_take_for_the_url_or_method(
+    stack: Stack, header: str
+) -> None:
+    url = f"{own_entry(stack)}&show={header}"
+    response = requests.get(url, headers={header: "DELETE"}, timeout=20)
+    assert (response.headers["X-Cache-Status"], response.headers["X-Shown"]) == ("MISS", "")
+
+
+def test_a_post_may_name_its_method(stack: Stack) -> None:
+    override = {"X-HTTP-Method-Override": "PATCH"}
+    url = f"{stack.http}/?show=X-HTTP-Method-Override"
+    assert requests.post(url, headers=override, timeout=20).headers["X-Shown"] == "PATCH"
+
+
+def test_a_range_of_a_missing_entry_is_cut_from_the_whole_answer(stack: Stack) -> None:
+    url = f"{own_entry(stack)}&size=1000&show=Range&header=Accept-Ranges=bytes"
+    part = requests.get(url, headers={"Range": "bytes=0-9", "Accept-Encoding": ""}, timeout=20)
+    assert (part.status_code, len(part.content), part.headers["X-Shown"]) == (206, 10, "")
+    whole = requests.get(url, timeout=20)
+    assert (whole.headers["X-Cache-Status"], len(whole.content)) == ("HIT", 1000)
+
+
+def test_vary_accept_encoding_does_not_split_the_cache(stack: Stack) -> None:
+    """nginx keeps an entry for each spelling of a header that Vary names, and compresses itself."""
+    url = f"{own_entry(stack)}&size=2000&header=Vary=Accept-Encoding"
+    spellings = ["gzip", "gzip, br", "br;q=1.0, gzip;q=0.8", "identity", ""]
+    got = [requests.get(url, headers={"Accept-Encoding": each}, timeout=20) for each in spellings]
+    assert [each.headers["X-Cache-Status"] for each in got] == ["MISS"] + ["HIT"] * 4
+    encodings = [each.headers.get("Content-Encoding") for each in got]
+    assert encodings == ["gzip", "gzip", "gzip", None, None]
+    assert {each.headers["Vary"] for each in got} == {"Accept-Encoding"}
+
+
+def test_vary_cookie_makes_an_entry_for_each_cookie(stack: Stack) -> None:
+    url = f"{own_entry(stack)}&header=Vary=Accept-Encoding,%20Cookie"
+    statuses = [cache_status(url, headers={"Cookie": each}) for each in ("a=1", "a=2", "a=1")]
+    assert statuses == ["MISS", "MISS", "HIT"]
+
+
+LASTING = ("Cache-Control=max-age=60", "Expires=Thu,%2031%20Dec%202099%2023:59:59%20GMT")
+
+
+@pytest.mark.parametrize("status", [400, 404, 500, 503])
+@pytest.mark.parametrize("header", LASTING, ids=["max-age", "expires"])
+def test_an_error_is_not_kept_for_the_time_that_the_app_gives_every_answer(
+    stack: Stack, status: int, header: str
+) -> None:
+    url = f"{own_entry(stack)}&status={status}&header={header}"
+    answers = [requests.get(url, timeout=20) for _ in range(2)]
+    assert [each.status_code for each in answers] == [status] * 2
+    assert [each.headers["X-Cache-Status"] for each in answers] == ["MISS"] * 2
+
+
+def test_an_error_is_kept_for_the_time_that_the_app_gives_nginx(stack: Stack) -> None:
+    url = f"{own_entry(stack)}&status=404&header=X-Accel-Expires=60"
+    answers = [requests.get(url, timeout=20) for _ in range(2)]
+    assert [each.headers["X-Cache-Status"] for each in answers] == ["MISS", "HIT"]
+
+
+@pytest.mark.parametrize("status", [302, 403, 404])
+def test_a_page_that_is_gone_is_soon_gone_from_the_cache(stack: Stack, status: int) -> None:
+    """nginx goes on to serve an expired entry if its refresh gets an answer that it cannot keep."""
+    later = time.time() + 3
+    url = f"{own_entry(stack)}&header=X-Accel-Expires=1&then={status}&from={later}"
+    assert requests.get(url, timeout=20).status_code == 200
+
+    def gone() -> bool:
+        return requests.get(url, timeout=20, allow_redirects=False).status_code == status
+
+    wait_until(gone, 20, "the page's new status")
 
 
 def test_fifty_simultaneous_requests_for_a_new_entry_make_one_upstream_request(

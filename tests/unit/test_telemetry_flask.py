@@ -79,6 +79,25 @@ def test_headers_of_the_application_do_not_change(app: Flask, kind: type) -> Non
     assert headers == kind([("Content-Type", "text/plain")])
 
 
+@pytest.mark.parametrize(
+    ("vary", "without", "with_header"),
+    [
+        ("Accept-Encoding", None, "Accept-Encoding"),
+        ("Cookie, accept-encoding", "Cookie", "Cookie, accept-encoding"),
+        ("Accept", "Accept", "Accept"),
+        ("*", "*", "*"),
+    ],
+)
+def test_vary_names_accept_encoding_only_where_the_request_has_it(
+    app: Flask, vary: str, without: str | None, with_header: str
+) -> None:
+    app.add_url_rule("/x", endpoint="x", view_func=lambda: Response("x", headers={"VARY": vary}))
+    FlaskMetrics(app, registry=CollectorRegistry())
+    for headers, expected in (({}, without), ({"Accept-Encoding": "gzip"}, with_header)):
+        answer = app.test_client().get("/x", headers=headers)
+        assert answer.headers.get("Vary") == expected
+
+
 def test_application_in_another_sends_one_route(app: Flask) -> None:
     outer = Flask("outer")
     outer.wsgi_app = DispatcherMiddleware(outer.wsgi_app, {"/api": app})

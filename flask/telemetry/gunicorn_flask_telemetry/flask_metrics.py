@@ -127,6 +127,8 @@ class _Instrumented:
             # A new list, since the application's may be a constant; and one X-Route, even if
             # another application with telemetry is mounted in this one.
             headers = [header for header in headers if header[0] != "X-Route"]
+            if "HTTP_ACCEPT_ENCODING" not in environ:
+                headers = _without_accept_encoding(headers)
             headers.append(("X-Route", route))
             return start_response(status, headers, exc_info)
 
@@ -156,6 +158,23 @@ class _Instrumented:
         ]
         start_response("503 Service Unavailable", headers)
         return [body]
+
+
+def _without_accept_encoding(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the headers, but Accept-Encoding is not in Vary.
+
+    nginx asks for an answer that is not compressed, whatever its client accepts. With this name in
+    Vary, its cache would still keep an entry for each spelling of the client's Accept-Encoding.
+    """
+    kept = []
+    for name, value in headers:
+        if name.lower() != "vary":
+            kept.append((name, value))
+            continue
+        names = [each for each in map(str.strip, value.split(",")) if each]
+        if others := [each for each in names if each.lower() != "accept-encoding"]:
+            kept.append((name, ", ".join(others)))
+    return kept
 
 
 @cache
