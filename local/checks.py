@@ -52,6 +52,8 @@ PATTERNS = {
 }
 FOLDERS = ("PROMETHEUS_RULES_DIR", "ALERT_SECRETS_DIR", "APP_DIR", "APP_STATIC_DIR")
 LEAST_FREE = 32_000_000  # bytes; Prometheus and nginx's cache need more than this soon
+# Runs beside nginx. It prints the file of nginx/cache-watcher.sh if that says "off", or is old.
+CACHE_SCRIPT = 'find "$NGINX_METRICS_DIR" -name "*.cache-off" -o -name "*.cache-on" -mmin +1'
 GUNICORN_SETTINGS = ROOT / "flask" / "gunicorn_settings.py"
 
 
@@ -119,6 +121,21 @@ def disk_problem(folder: Path) -> str:
         f"at least {LEAST_FREE / 1e6:.0f} MB are needed. Delete files, or set STACK_RUN_DIR "
         "to a folder on another disk"
     )
+
+
+def cache_problem(printed: str) -> str:
+    """Say what is wrong with nginx's cache; empty if it is in use and watched.
+
+    Args:
+        printed: what CACHE_SCRIPT printed.
+    """
+    if ".cache-off" in printed:
+        problem = "nginx does not use its cache, because it cannot write there"
+    elif printed.strip():
+        problem = "cache-watcher.sh does not run: requests will fail if the cache cannot be written"
+    else:
+        return ""
+    return f"{problem}. See docs/runbooks.html#CacheNotWritable"
 
 
 def indented(lines: Iterable[str]) -> list[str]:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 
+from local.checks import CACHE_SCRIPT, cache_problem
 from local.console import progress, show, warn
 from local.excerpt import excerpt, not_loaded
 from local.settings import ROOT, SERVICES, StackError, app_version
@@ -125,6 +126,8 @@ def status() -> int:
         if not each.healthy and each.service in SERVICE_NAMES
     ]
     problems += list(_full_disks())
+    printed = output("exec", "-T", "nginx-proxy", "sh", "-c", CACHE_SCRIPT)
+    problems += filter(None, [cache_problem(printed)])
     for problem in problems:
         warn(problem)
     return 1 if problems else code

@@ -57,10 +57,10 @@ def status(local: Processes) -> int:
         print(f"{'':<22} {program}")
     for message in _changed_programs(programs):
         warn(message)
-    problem = checks.disk_problem(local.run)
-    if problem:
+    problems = [*filter(None, (checks.disk_problem(local.run), _cache_problem(local)))]
+    for problem in problems:
         warn(problem)
-    healthy = statuses and all(each.healthy for each in statuses) and not problem
+    healthy = statuses and all(each.healthy for each in statuses) and not problems
     return 0 if healthy else 1
 
 
@@ -122,6 +122,13 @@ def _start(values: dict[str, str], local: Processes) -> None:
     fetch(tests=False, app=values)
     local.start(values)
     progress("started; waiting for the health checks")
+
+
+def _cache_problem(local: Processes) -> str:
+    command = ["sh", "-c", checks.CACHE_SCRIPT]
+    environment = local.saved_environment()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return checks.cache_problem(done.stdout)
 
 
 def _follow(local: Processes, services: list[str]) -> int:

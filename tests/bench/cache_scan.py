@@ -52,7 +52,7 @@ def make_entry(folder: Path, number: int) -> None:
 def measure(folder: str, entries: int) -> tuple[float, float]:
     """Return the CPU seconds of a scan, and the megabytes that scans add to the process."""
     zone = Zone("bench", Path(folder), keys_size=10 << 20, max_size=None, inactive=600)
-    metrics = CacheMetrics([zone])
+    metrics = CacheMetrics([zone], zone.path)
     before = peak_memory()
     times = []
     for _ in range(SCANS):

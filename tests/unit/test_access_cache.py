@@ -42,7 +42,7 @@ def test_the_limits_are_those_of_nginx_configuration(monkeypatch: pytest.MonkeyP
     (zone,) = zones(TEMPLATE.read_text())
     assert (zone.name, zone.path) == ("responses", Path("/cache/responses"))
     assert zone.max_size
-    limits = values(CacheMetrics([zone]))
+    limits = values(CacheMetrics([zone], zone.path))
     assert limits["nginx_cache_keys_capacity"] == 80_000
     assert limits["nginx_cache_max_size_bytes"] == 1 << 30
 
@@ -89,7 +89,7 @@ def test_a_directive_that_is_not_understood_is_refused(directive: str, message: 
 
 
 def test_entries_are_counted_and_files_being_written_are_not(zone: Zone) -> None:
-    metrics = CacheMetrics([zone])
+    metrics = CacheMetrics([zone], zone.path)
     metrics.update()
     assert values(metrics)["nginx_cache_entries"] == 0
     assert "nginx_cache_oldest_entry_age_seconds" not in values(metrics)
@@ -104,8 +104,22 @@ def test_entries_are_counted_and_files_being_written_are_not(zone: Zone) -> None
     assert found["nginx_cache_oldest_entry_age_seconds"] == pytest.approx(99, abs=30)
 
 
+@pytest.mark.parametrize(("state", "writable"), [("on", 1), ("off", 0)])
+def test_the_watchers_file_says_whether_the_cache_can_be_written(
+    zone: Zone, tmp_path: Path, state: str, writable: int
+) -> None:
+    metrics = CacheMetrics([zone], tmp_path)
+    assert not {"nginx_cache_writable", "nginx_cache_write_age_seconds"} & values(metrics).keys()
+    file = tmp_path / f"{zone.name}.cache-{state}"
+    file.touch()
+    os.utime(file, times=(time.time() - 99,) * 2)
+    found = values(metrics)
+    assert found["nginx_cache_writable"] == writable
+    assert found["nginx_cache_write_age_seconds"] == pytest.approx(99, abs=30)
+
+
 def test_young_entries_that_vanish_are_evictions(zone: Zone) -> None:
-    metrics = CacheMetrics([zone])
+    metrics = CacheMetrics([zone], zone.path)
     young = [entry(zone.path, number, age=60) for number in range(10)]
     old = [entry(zone.path, number, age=700) for number in range(10, 20)]
     metrics.update()
@@ -122,11 +136,11 @@ def test_a_cache_that_cannot_be_scanned_has_only_its_limits(
     zone: Zone, caplog: pytest.LogCaptureFixture
 ) -> None:
     entry(zone.path, 1)
-    metrics = CacheMetrics([zone._replace(path=zone.path / "missing")])
+    metrics = CacheMetrics([zone._replace(path=zone.path / "missing")], zone.path)
     metrics.update()
     assert set(values(metrics)) == {"nginx_cache_keys_capacity", "nginx_cache_max_size_bytes"}
     assert not caplog.records  # nginx makes it when it starts
-    metrics = CacheMetrics([zone._replace(path=zone.path / "1" / "00" / f"{1:032x}")])
+    metrics = CacheMetrics([zone._replace(path=zone.path / "1" / "00" / f"{1:032x}")], zone.path)
     metrics.update()
     metrics.update()
     assert ["can't scan the cache responses" in it.getMessage() for it in caplog.records] == [True]
@@ -146,7 +160,7 @@ def test_scans_take_at_most_one_percent_of_a_core(
 
     monkeypatch.setattr(access_cache.time, "sleep", sleep)
     with pytest.raises(StopIteration):
-        CacheMetrics([zone])._run()
+        CacheMetrics([zone], zone.path)._run()
     assert pauses == [198, access_cache.SECONDS_BETWEEN_SCANS]
 
 

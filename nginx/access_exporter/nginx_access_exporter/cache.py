@@ -1,9 +1,12 @@
-"""Measures nginx's caches: how full they are, and how much they evict.
+"""Measures nginx's caches: how full they are, how much they evict, and whether they can be written.
 
 nginx does not report this, so the exporter scans the cache's folder. It reads the limits from the
-`proxy_cache_path` directives that nginx itself reads.
+`proxy_cache_path` directives that nginx itself reads. Beside the log, nginx/cache-watcher.sh keeps
+an empty file for each zone that it watches: `ZONE.cache-on`, or `ZONE.cache-off` while the cache
+cannot be written. It touches the file whenever it has tried.
 """
 
+import contextlib
 import logging
 import os
 import re
@@ -137,10 +140,12 @@ class CacheMetrics(Collector):
 
     Args:
         caches: the zones to scan.
+        states: the folder of the watcher's files.
     """
 
-    def __init__(self, caches: list[Zone]) -> None:
+    def __init__(self, caches: list[Zone], states: Path) -> None:
         self._caches = caches
+        self._states = states
         self._scans: dict[str, Scan] = {}
         self._evictions = dict.fromkeys((zone.name for zone in caches), 0)
         self._failures: set[str] = set()
@@ -185,8 +190,15 @@ class CacheMetrics(Collector):
             "Entries that vanished before they were unused for the zone's `inactive` time.",
             labels=("zone",),
         )
+        writable = _gauge("writable", "1, or 0 while nginx does not use the cache.")
+        tried = _gauge("write_age_seconds", "Time since the watcher last tried to write the cache.")
         for zone in self._caches:
             labels = (zone.name,)
+            for value, state in enumerate(("off", "on")):
+                with contextlib.suppress(FileNotFoundError):
+                    file = self._states / f"{zone.name}.cache-{state}"
+                    tried.add_metric(labels, max(0, time.time() - file.stat().st_mtime))
+                    writable.add_metric(labels, value)
             capacity.add_metric(labels, KEYS_PER_MEGABYTE * zone.keys_size // (1 << 20))
             if zone.max_size is not None:
                 maximum.add_metric(labels, zone.max_size)
@@ -196,7 +208,7 @@ class CacheMetrics(Collector):
                 evictions.add_metric(labels, self._evictions[zone.name])
                 if found.written:
                     oldest.add_metric(labels, max(0, time.time() - min(found.written)))
-        yield from (capacity, maximum, entries, size, oldest, evictions)
+        yield from (capacity, maximum, entries, size, oldest, evictions, writable, tried)
 
 
 def evicted(before: Scan, after: Scan, inactive: float) -> int:

@@ -243,7 +243,7 @@ def main() -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 
     exporter = AccessExporter(arguments.log_path)
-    cache_metrics = CacheMetrics(arguments.caches)
+    cache_metrics = CacheMetrics(arguments.caches, arguments.log_path.parent)
     metrics = registry(exporter, cache_metrics, CgroupCollector())
     host, port = arguments.address
     try:
