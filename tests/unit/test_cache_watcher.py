@@ -81,6 +81,12 @@ def test_a_cache_that_cannot_be_written_is_off_until_it_can(watched: Watched) ->
     assert watched.problem() == ""
 
 
+def test_the_time_of_the_state_is_that_of_the_last_attempt(watched: Watched) -> None:
+    file = watched.states / "responses.cache-on"
+    first = file.stat().st_mtime_ns
+    wait_until(lambda: file.stat().st_mtime_ns > first, TOLD_WITHIN, "another attempt")
+
+
 def test_a_removed_folder_is_made_again(watched: Watched) -> None:
     for path in watched.cache.iterdir():
         path.unlink()
