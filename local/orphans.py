@@ -1,8 +1,13 @@
-"""Finds and ends processes of the stack whose supervisord was killed.
+"""Finds and ends processes of the stack whose supervisord, or whose own main process, was killed.
 
 supervisord leads a session, and the processes that it starts stay in it. A session belongs to this
 stack if one of its processes has the run directory in its environment or command line: the kernel
 may have given the number in an old pid file to another process.
+
+Each program that supervisord starts leads a process group. If gunicorn's arbiter or nginx's master
+is killed, its workers keep the port, so supervisord starts these programs by
+
+    python orphans.py PROGRAM ARGUMENTS...      ends workers without a leader, then runs the program
 """
 
 from __future__ import annotations
@@ -10,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +26,7 @@ SECONDS_TO_END = 70
 
 class _Stat(NamedTuple):
     state: str
+    group: int
     session: int
 
 
@@ -47,6 +54,11 @@ def session(leader: int) -> list[int]:
     return [pid for pid in pids if (stat := _stat(pid)) and stat.session == leader and alive(pid)]
 
 
+def leaderless(pids: list[int]) -> list[int]:
+    """Those of these processes whose process group has lost its leader."""
+    return [pid for pid in pids if (stat := _stat(pid)) and not alive(stat.group)]
+
+
 def end(pids: list[int], *, now: bool = False) -> None:
     """End these processes and wait for it; kill those that take too long, or all if `now`."""
     gently = () if now else ((signal.SIGTERM, SECONDS_TO_END),)
@@ -65,8 +77,8 @@ def _stat(pid: int) -> _Stat | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     # After the name in brackets: state, parent, group, session. See proc_pid_stat(5).
-    state, _parent, _group, session, *_ = text.rpartition(")")[2].split()
-    return _Stat(state, int(session))
+    state, _parent, group, session, *_ = text.rpartition(")")[2].split()
+    return _Stat(state, int(group), int(session))
 
 
 def _knows(pid: int, run: Path) -> bool:
@@ -77,3 +89,9 @@ def _knows(pid: int, run: Path) -> bool:
     except OSError:  # another user's, or gone
         return False
     return os.fsencode(f"STACK_RUN_DIR={run}") in environment or os.fsencode(f"{run}/") in command
+
+
+if __name__ == "__main__":
+    # At once: nobody serves new requests until these have ended.
+    end(leaderless(session(os.getsid(0))), now=True)
+    os.execv(sys.argv[1], sys.argv[1:])  # noqa: S606

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from local.orphans import alive
 from local.settings import ROOT, settings
 from tests.alerting import Receivers
 from tests.stacks import (
@@ -205,6 +206,21 @@ def test_a_service_that_dies_is_started_again(local: LocalStack) -> None:
     )
     wait_until(lambda: "nginx_up 1" in local.metrics("nginx-exporter"), 20, "it to serve")
     assert after != before
+
+
+@pytest.mark.parametrize("service", ["flask-app", "nginx-proxy"])
+def test_workers_without_a_master_end_before_the_next_one_starts(
+    local: LocalStack, service: str
+) -> None:
+    """They hold the port. nginx's would also serve on, so only their end shows that it works."""
+    with slow_request(local) as client:
+        before = [process.pid for process in local.processes(service)]
+        local.kill(service)
+        wait_until(lambda: not any(map(alive, before)), 20, "all of the old processes to end")
+        client.kill()
+    wait_until(lambda: local.main_process(service) not in (0, *before), 20, "a new master")
+    wait_until(lambda: local.command("status").returncode == 0, 20, "a healthy stack")
+    assert requests.get(local.http, timeout=10).text == "Hello World!"
 
 
 def test_logs_of_one_service(local: LocalStack) -> None:
