@@ -6,12 +6,15 @@ gunicorn's own reference explains what the settings do.
 import os
 import sys
 
+from gunicorn.arbiter import Arbiter
+
+from gunicorn_flask_telemetry import hooks
 from gunicorn_flask_telemetry.hooks import *  # noqa: F403  the metrics and the JSON logs
 
 # gunicorn may run in the folder of another application, which must not find the sample's modules.
 # So this folder is searched only for these two, whose names no application is likely to use.
 sys.path.append(os.path.dirname(__file__))  # noqa: PTH120
-import gunicorn_workers  # noqa: F401  the worker class
+import gunicorn_workers  # also the worker class
 from gunicorn_settings import read
 
 sys.path.pop()
@@ -26,3 +29,9 @@ worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa:
 # The control socket is a thread in the arbiter, stopped and restarted around each fork. It shows
 # neither load nor exits, and nothing here asks it.
 control_socket_disable = True
+
+
+def when_ready(server: Arbiter) -> None:
+    """Start the metrics server, and prepare the stop."""
+    hooks.when_ready(server)
+    gunicorn_workers.drain_before_stop(server)

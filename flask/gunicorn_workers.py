@@ -1,4 +1,4 @@
-"""gunicorn's gthread worker without four of its faults.
+"""gunicorn's gthread worker without four of its faults, and an arbiter that stops without a fifth.
 
 - The stock worker accepts up to `worker_connections` connections, idle ones included, however busy
   its threads are. If that number is high, requests queue unseen behind its busy threads while other
@@ -12,16 +12,24 @@
   of the request's body unread. By then nginx has sent another request on it, which fails.
 - Its main thread waits up to two seconds for a client to close a connection that the worker closes.
   Meanwhile it accepts no requests.
+- When gunicorn stops, its workers accept no more connections, but until it has ended the kernel
+  still takes them, and then resets them. nginx does not send a POST again that was lost so. See
+  `drain_before_stop`.
 """
 
+import contextlib
+import ctypes
+import errno
 import select
 import socket
+import struct
 import sys
 import time
 from collections import deque
 from functools import cache, partial
 from selectors import EVENT_READ
 
+from gunicorn.arbiter import Arbiter
 from gunicorn.http.message import Request
 from gunicorn.workers.gthread import DEFAULT_WORKER_DATA_TIMEOUT, TConn, ThreadWorker
 
@@ -30,6 +38,19 @@ RECEIVE_BYTES = 65536
 # While others wait, a connection closes with its first response after this time. Shorter would make
 # a fast application spend more on new connections, longer would make the others wait longer.
 TURN_SECONDS = 0.05
+# How long a stop waits for connections that are being made, and at most for the workers to accept
+# those that are made.
+HANDSHAKE_SECONDS, BACKLOG_SECONDS = 0.1, 3
+SO_ATTACH_FILTER = 26  # of <asm-generic/socket.h>; Python has no name for it
+# A filter for a listening socket, in the kernel's classic BPF: drop a packet that opens a
+# connection (SYN without ACK in byte 13 of the TCP header), and let every other one pass.
+NO_NEW_CONNECTIONS = (
+    (0x30, 0, 0, 13),  # load the byte
+    (0x54, 0, 0, 0x12),  # keep the bits of SYN and ACK
+    (0x15, 0, 1, 0x02),  # unless only SYN is set, skip one
+    (0x06, 0, 0, 0),  # drop
+    (0x06, 0, 0, 0xFFFFFFFF),  # pass
+)
 
 
 class FreeThreadWorker(ThreadWorker):
@@ -48,6 +69,14 @@ class FreeThreadWorker(ThreadWorker):
     @worker_connections.setter
     def worker_connections(self, value: int) -> None:
         """Ignore the setting here; gunicorn also uses it to limit the idle connections."""
+
+    def accept(self, listener: socket.socket) -> None:
+        """Accept a connection, unless `drain_before_stop` has shut the socket."""
+        try:
+            super().accept(listener)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
 
     def enqueue_req(self, conn: TConn) -> None:
         """Have a thread handle a request."""
@@ -120,3 +149,37 @@ class FreeThreadWorker(ThreadWorker):
         if client.fileno() >= 0:  # else it has ended before its deadline
             self.poller.unregister(client)
             client.close()
+
+
+def drain_before_stop(server: Arbiter) -> None:
+    """Have gunicorn lose no connection when it stops: each is either answered, or refused at once.
+
+    nginx sends a request that was refused to another replica, a POST too.
+    """
+    stop = server.stop
+
+    def drain_and_stop(graceful: bool = True) -> None:
+        if graceful and issubclass(server.worker_class, FreeThreadWorker):
+            _drain([each for each in server.LISTENERS if each.FAMILY != socket.AF_UNIX])
+        stop(graceful)
+
+    server.stop = drain_and_stop
+
+
+def _drain(listeners: list[socket.socket]) -> None:
+    """Let the workers accept every connection that clients believe to have, and refuse others."""
+    program = b"".join(struct.pack("HBBI", *instruction) for instruction in NO_NEW_CONNECTIONS)
+    memory = ctypes.create_string_buffer(program)
+    filtering = struct.pack("HL", len(NO_NEW_CONNECTIONS), ctypes.addressof(memory))
+    for listener in listeners:
+        # Without the filter, a connection may come between the last one accepted and the shutdown.
+        with contextlib.suppress(OSError):
+            listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, filtering)
+    time.sleep(HANDSHAKE_SECONDS)
+    deadline = time.monotonic() + BACKLOG_SECONDS
+    while any(each.get_backlog() for each in listeners) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for listener in listeners:
+        with contextlib.suppress(OSError):
+            # Not close(): workers and the metrics server have the socket, too.
+            listener.shutdown(socket.SHUT_RDWR)

@@ -27,6 +27,8 @@ FAILED_CHECKS = 2
 RUNS_ON = (
     "Correct this and run ./stack up again. Other services may still run; ./stack down ends them"
 )
+# In a container that no name leads to.
+CHECK = ("gunicorn", "--check-config", "--config", "/stack/gunicorn.conf.py")
 SERVICE_NAMES = {service.name for service in SERVICES}
 # Where services write: a full disk there fails requests while every health check passes.
 WRITTEN = {"nginx-proxy": "/var/cache/nginx", "prometheus": "/prometheus"}
@@ -38,6 +40,9 @@ class Container:
 
     id: str
     service: str
+    image: str  # its id
+    image_name: str
+    settings: str  # a hash, which Compose makes
     state: str  # of its process, as the engine names it
     healthy: bool  # it runs, and its health check passes if it has one
     restarting: bool  # it waits for its next start
@@ -84,27 +89,33 @@ def up(values: dict[str, str], *, attach: bool) -> int:
     _pull(values)
     if attach:
         return call("up", "--build")
-    if call("build"):
-        raise StackError("an image could not be built: the lines above say why")
-    before = {container.id for container in _containers()}
-    began = time.time()
-    command = ["docker", "compose", "up", "--detach", "--wait"]
-    with subprocess.Popen(command, cwd=ROOT) as waiting:
-        try:
-            while waiting.poll() is None:
-                _refuse_failed(began, before)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    waiting.wait(1)
-        except BaseException:
-            waiting.send_signal(signal.SIGINT)
-            raise
-    if waiting.returncode:
-        _refuse_failed(began, before)
-        return waiting.returncode
+    _build()
+    if (replicas := _replicas()) and not all(map(_is_current, replicas)):
+        _replace(replicas)
+    if code := _start():
+        return code
     full = list(_full_disks())
     for problem in full:
         warn(problem)
     return 1 if full else 0
+
+
+def reload(values: dict[str, str], service: str) -> int:
+    """Load the app's changed code, or nginx's changed configuration; no request fails.
+
+    Raises:
+        StackError: it is wrong, or nothing runs; the old one goes on.
+    """
+    if service == "nginx-proxy":
+        if call("exec", "-T", service, "nginx", "-t", "-q"):
+            raise StackError("not reloaded, because the lines above say what is wrong")
+        return call("kill", "--signal=HUP", service)
+    _name_versions(values)
+    _build("flask-app")
+    if not (replicas := _replicas()):
+        raise StackError("flask-app does not run, or is not healthy: ./stack up")
+    _replace(replicas)
+    return 0
 
 
 def run_command(values: dict[str, str], command: list[str]) -> int:
@@ -174,6 +185,78 @@ def output(*arguments: str) -> str:
     return _output("docker", "compose", *arguments)
 
 
+def _build(*services: str) -> None:
+    if call("build", *services):
+        raise StackError("an image could not be built: the lines above say why")
+
+
+def _start(*arguments: str, only: str = "") -> int:
+    """`docker compose up --wait`, which ends as soon as a container fails.
+
+    Args:
+        arguments: of Compose.
+        only: a service; the others do not matter.
+    """
+
+    def refuse_failed() -> None:
+        _refuse_failed(began, before, only)
+
+    before = {container.id for container in _containers()}
+    began = time.time()
+    command = ["docker", "compose", "up", "--detach", "--wait", *arguments]
+    with subprocess.Popen(command, cwd=ROOT) as waiting:
+        try:
+            while waiting.poll() is None:
+                refuse_failed()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    waiting.wait(1)
+        except BaseException:
+            waiting.send_signal(signal.SIGINT)
+            raise
+    if waiting.returncode:
+        refuse_failed()
+    return waiting.returncode
+
+
+def _replicas() -> list[Container]:
+    """The app's containers; none if one of them is not healthy."""
+    replicas = [each for each in _containers() if each.service == "flask-app"]
+    return replicas if all(each.healthy for each in replicas) else []
+
+
+def _is_current(replica: Container) -> bool:
+    """Whether the replica runs the app's present image and settings."""
+    wanted = output("config", "--hash", "flask-app").split()[-1]
+    image = _output("docker", "image", "inspect", "--format", "{{.Id}}", replica.image_name).strip()
+    return (replica.image, replica.settings) == (image, wanted)
+
+
+def _replace(replicas: list[Container]) -> None:
+    """Replace the app's containers one by one, each when its successor is healthy.
+
+    nginx asks a replica from its start, and until its container has ended, since DNS names it. So
+    the code is tried before, and one that stops refuses connections: nginx then asks another one.
+    """
+    if call("run", "--rm", "--no-deps", "--no-TTY", "flask-app", *CHECK):
+        raise StackError("the app does not load: the lines above say why. The old replicas go on")
+    others = {each.id for each in replicas}
+    more = ("--no-deps", "--no-recreate", f"--scale=flask-app={len(replicas) + 1}", "flask-app")
+    for replica in replicas:
+        progress("starting a replica of flask-app with the present code")
+        try:
+            if _start(*more, only="flask-app"):
+                raise StackError("the new replica of flask-app did not start")
+        except BaseException:
+            new = [each.id for each in _containers() if each.service == "flask-app"]
+            _output("docker", "rm", "--force", *set(new) - others)
+            progress("the old replicas of flask-app go on")
+            raise
+        others = {each.id for each in _containers() if each.service == "flask-app"}
+        progress("ending an old replica, which finishes its requests")
+        _output("docker", "stop", replica.id)
+        _output("docker", "rm", replica.id)
+
+
 def _pull(values: dict[str, str]) -> None:
     """Refresh the images to build on, and pull those that are missing."""
     missing = []
@@ -202,12 +285,14 @@ def _pull(values: dict[str, str]) -> None:
         )
 
 
-def _refuse_failed(since: float, before: set[str]) -> None:
+def _refuse_failed(since: float, before: set[str], only: str) -> None:
     """Raise StackError if a container ended, or its app refuses the health check.
 
     Compose itself ends some of the containers from before the start, to replace them.
     """
     for container in _containers():
+        if only and container.service != only:
+            continue
         log = _logs(container.id, since)
         ended = container.restarting or (container.ended and container.id not in before)
         if ended or (container.problem and not_loaded(log)):
@@ -242,6 +327,9 @@ def _containers() -> Iterator[Container]:
         yield Container(
             details["Id"],
             details["Config"]["Labels"]["com.docker.compose.service"],
+            details["Image"],
+            details["Config"]["Image"],
+            details["Config"]["Labels"]["com.docker.compose.config-hash"],
             state["Status"],
             healthy=state["Status"] == "running"
             and (state.get("Health") or {}).get("Status", "healthy") in ("healthy", "none"),

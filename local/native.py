@@ -31,7 +31,10 @@ def up(values: dict[str, str], local: Processes, *, attach: bool) -> None:
     ours = attach or not local.running  # otherwise somebody else started it and still uses it
     try:
         if local.running:
-            progress("already running; to apply changes: ./stack down, then ./stack up")
+            progress(
+                "already running; ./stack reload flask-app loads the app's changed code; "
+                "to apply other changes: ./stack down, then ./stack up"
+            )
         else:
             _start(values, local)
         local.wait_until_healthy(HEALTHY_WITHIN, progress)

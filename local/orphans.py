@@ -54,6 +54,12 @@ def session(leader: int) -> list[int]:
     return [pid for pid in pids if (stat := _stat(pid)) and stat.session == leader and alive(pid)]
 
 
+def group(leader: int) -> list[int]:
+    """The running processes of a process group."""
+    pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    return [pid for pid in pids if (stat := _stat(pid)) and stat.group == leader and alive(pid)]
+
+
 def leaderless(pids: list[int]) -> list[int]:
     """Those of these processes whose process group has lost its leader."""
     return [pid for pid in pids if (stat := _stat(pid)) and not alive(stat.group)]

@@ -19,6 +19,7 @@ from typing import Any
 from local import orphans
 from local.excerpt import excerpt, not_loaded
 from local.settings import (
+    BIN,
     ROOT,
     SERVICES,
     VENV,
@@ -39,6 +40,7 @@ ENDS_EARLY = ("nginx-exporter",)  # it ends if nginx does not answer yet; superv
 # The app refuses its health check. It may still be loading, so it has some time to stop refusing.
 REFUSED = re.compile(r"HTTP Error (4\d\d)")
 REFUSED_WITHIN = 3.0  # seconds
+NOT_RELOADED = "not reloaded, because this is wrong"
 SILENT_STOP = 1.0  # seconds that a service may take to stop before the user is told
 
 
@@ -166,6 +168,39 @@ class Processes:
         done = self._control(action, service)
         if done.returncode != 0:
             raise StackError(f"supervisorctl {action} {service}: {done.stdout.strip()}")
+
+    def reload(self, service: str, progress: Callable[[str], None]) -> None:
+        """Have new workers take the place of the old ones, which finish their requests.
+
+        Raises:
+            StackError: the service cannot do it, or its configuration or code is wrong; then the
+                old workers go on.
+        """
+        env = self.saved_environment()
+        _run(self._check_command(service, env), self.app_environment(env), NOT_RELOADED)
+        main = self.pid(service)
+        old = [pid for pid in orphans.group(main) if pid != main]
+        self.control("signal", f"HUP {service}")
+        deadline = time.monotonic() + float(env["FLASK_APP_TIMEOUT"])
+        while any(map(orphans.alive, old)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if self.pid(service) != main:
+            raise StackError(f"{service} ended instead. Its log says:\n{self._excerpt(service)}")
+        progress(f"{service} is reloaded")
+
+    def _check_command(self, service: str, env: dict[str, str]) -> list[str | Path]:
+        if service == "nginx-proxy":
+            folder = Path(env["NGINX_RUN_DIR"])
+            options = ["-t", "-q", "-e", "stderr", "-p", folder, "-c", folder / "nginx.conf"]
+            return [BIN / "nginx", *options, "-g", env["NGINX_USER_DIRECTIVE"]]
+        if env.get("GUNICORN_PRELOAD_APP") == "true":
+            raise StackError(
+                "with GUNICORN_PRELOAD_APP=true, gunicorn can't load new code: "
+                "./stack down, then ./stack up"
+            )
+        settings = ROOT / "flask" / "gunicorn.conf.py"
+        command = [VENV / "bin" / "python", "-m", "gunicorn", "--check-config"]
+        return [*command, "--config", settings, "--chdir", env["APP_DIR"]]
 
     def pid(self, service: str) -> int:
         """The process id of a service's main process; 0 if it does not run."""

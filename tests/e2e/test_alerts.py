@@ -1,7 +1,7 @@
 """Alerts, from the failure to the messages that report its begin and its end.
 
-The stack runs copies of its own rules and settings in which time passes SPEED times faster: every
-`for`, window and interval is divided by it, except that of a scrape.
+The stack runs copies of its own rules and settings in which time passes faster: see
+`faster_configuration`.
 """
 
 from __future__ import annotations
@@ -22,46 +22,21 @@ import requests
 import yaml
 
 from local.settings import ROOT
-from tests.alerting import Message, Receivers, traffic
+from tests.alerting import (
+    GUNICORN_TIMEOUT,
+    Message,
+    Receivers,
+    faster_configuration,
+    traffic,
+)
 from tests.stacks import ComposeStack, Process, Stack, launch, wait_until
 
-SPEED = 10  # with a higher speed, alerts can come in the wrong order on a busy machine
-MILLISECONDS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-# A window or its step in an expression, an offset, and the settings that are a duration.
-DURATION = re.compile(
-    r"(?:(?<=[\[:])|(?<=offset )|(?<=for: )|(?<=interval: )|(?<=timeout: )|(?<=group_wait: ))"
-    r"(\d+)([smhd])\b"
-)
-UNLOGGED = re.compile(r'(unlogged_requests_per_second", expr:) (\d+)')
 DEADLINE = 150.0  # seconds for a message: the slowest takes 60 on an idle machine
-GUNICORN_TIMEOUT = 3  # seconds
 MEBIBYTE = 2**20
 
 # A metric of an exporter or server, not a record (they have colons).
 ONLY_AFTER_A_FAILURE = {"nginx_route_incomplete_responses_total", "gunicorn_requests_shed_total"}
 METRIC_NAME = r"(?<![:\w])(?:nginx|flask|gunicorn|prometheus|alertmanager|scrape)_[a-z_]+\b(?!:)"
-
-
-def faster(text: str) -> str:
-    """A configuration file's text with every duration divided by SPEED."""
-    text = DURATION.sub(lambda found: f"{int(found[1]) * MILLISECONDS[found[2]] // SPEED}ms", text)
-    # Scrapes are requests too, which nginx does not log; there are more of them now.
-    text = UNLOGGED.sub(lambda found: f"{found[1]} {int(found[2]) * SPEED}", text)
-    # A scrape does not become faster by it: on a busy machine it takes most of a second.
-    return re.sub(r"(scrape_interval|scrape_timeout): +\d+ms", r"\1: 1s", text)
-
-
-def faster_configuration(folder: Path) -> dict[str, str]:
-    """Copies rules, prometheus.yml and alertmanager.yml; returns the settings that select them."""
-    source = ROOT / "prometheus"
-    (folder / "rules").mkdir()
-    for path in (*source.glob("rules/*.yml"), *source.glob("*.yml")):
-        (folder / path.relative_to(source)).write_text(faster(path.read_text()))
-    return {
-        "PROMETHEUS_RULES_DIR": str(folder / "rules"),
-        "PROMETHEUS_CONFIG": str(folder / "prometheus.yml"),
-        "ALERTMANAGER_CONFIG": str(folder / "alertmanager.yml"),
-    }
 
 
 @pytest.fixture(scope="module")

@@ -105,7 +105,7 @@ def test_every_mistake_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None
         ("GUNICORN_TIMEOUT", "61", "from 1 to 60 (FLASK_APP_TIMEOUT=65 less 5)"),
         ("GUNICORN_TIMEOUT", "0", "from 1 to 60"),  # in gunicorn, 0 means no timeout
         ("GUNICORN_GRACEFUL_TIMEOUT", "61", "from 1 to 60 (FLASK_APP_TIMEOUT=65 less 5)"),
-        ("GUNICORN_KEEPALIVE", "60", "from 61 to 2147483647, or 0 for no keep-alive"),
+        ("GUNICORN_KEEPALIVE", "1", "from 2 to 2147483647, or 0 for no keep-alive"),
         ("GUNICORN_QUEUE_TIMEOUT", "61", "from 0 to 60 (FLASK_APP_TIMEOUT=65 less 5)"),
         ("FLASK_APP_TIMEOUT", "9", "from 10 to 2147483647"),
     ],

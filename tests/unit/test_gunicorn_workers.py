@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -406,3 +407,31 @@ def test_upgrade_by_usr2_is_refused_and_gunicorn_continues(running: Gunicorn) ->
     assert running.workers() == workers
     assert_counters_continued(before, after)
     assert running.process.poll() is None
+
+
+def test_a_stop_answers_or_refuses_every_connection(running: Gunicorn) -> None:
+    """nginx sends a POST again if its connection was refused, but not if it was reset."""
+    address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
+    request = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    answers: list[bytes] = []
+
+    def ask_until_refused() -> None:
+        while True:
+            try:
+                connection = socket.create_connection(address, timeout=10)
+            except ConnectionRefusedError:
+                return
+            with connection:
+                try:
+                    connection.sendall(request)
+                    answers.append(connection.recv(100)[:12])
+                except ConnectionResetError:
+                    answers.append(b"reset")
+
+    with ThreadPoolExecutor(8) as pool:
+        clients = [pool.submit(ask_until_refused) for _ in range(8)]
+        wait_until(lambda: len(answers) > 100, 30, "answers")
+        running.signal(signal.SIGTERM)
+    for client in clients:
+        client.result()
+    assert set(answers) == {b"HTTP/1.1 200"}
