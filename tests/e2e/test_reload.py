@@ -36,7 +36,7 @@ def answer():
 GRAFANA = """
   grafana:
     entrypoint: [sleep, "600"]
-    healthcheck: {disable: true}
+    healthcheck: {test: [CMD, "true"]}
 """
 
 
