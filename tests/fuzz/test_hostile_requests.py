@@ -133,9 +133,14 @@ class Bystander:
 
 
 def processes(stack: Stack) -> list[Process]:
-    """All processes of SERVICES that should live until the end."""
-    found = [process for name in SERVICES for process in stack.processes(name)]
-    return [process for process in found if "cache loader" not in process.command]
+    """The processes that should live until the end."""
+    nginx = [
+        process
+        for process in stack.processes("nginx-proxy")
+        # Not the cache watcher beside it, which starts short programs.
+        if process.command.startswith("nginx: ") and "cache loader" not in process.command
+    ]
+    return nginx + stack.processes("flask-app") + stack.processes(EXPORTER)
 
 
 def resident(stack: Stack) -> dict[Process, int]:
