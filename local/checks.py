@@ -14,9 +14,8 @@ from pathlib import Path
 
 from local import receivers
 from local.settings import (
-    INNER_PORTS,
+    DEFAULT_PORTS,
     ROOT,
-    SERVICES,
     StackError,
     app_directory,
     grafana_program,
@@ -46,6 +45,7 @@ PATTERNS = {
     "NGINX_CLIENT_MAX_BODY_SIZE": (r"\d+[kKmMgG]?", f"{SIZE}, or 0 for no limit"),
     "NGINX_CACHE_MAX_SIZE": (r"[1-9]\d*[kKmMgG]?", SIZE),
     "NGINX_CACHE_TTL": (r"\d+(ms|[smhdwMy])?", "a time such as 30s, 5m or 1h; 0 caches nothing"),
+    "CONSOLE_HOSTS": (r"[\w.*-]+( +[\w.*-]+)*", "names with spaces between them"),
     # It becomes a build argument and the value of a label.
     "APP_VERSION": (r"[\w.+:/@-]{1,128}", "at most 128 letters, digits and any of . _ + : / @ -"),
     "ALERT_SMTP_REQUIRE_TLS": (r"true|false", "true or false"),
@@ -217,8 +217,9 @@ def _taken_ports(values: dict[str, str], *, docker: bool) -> Iterator[str]:
         if not values.get("HTTP_PORT"):
             chosen["HTTP_PORT"] = 80
     else:
-        names = [service.port_variable for service in SERVICES] + list(INNER_PORTS)
-        published = [name for name in names if name != "GRAFANA_PORT" or grafana_program(values)]
+        published = [
+            name for name in DEFAULT_PORTS if name != "GRAFANA_PORT" or grafana_program(values)
+        ]
     for name in published:
         with contextlib.closing(socket.socket()) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -5,11 +5,14 @@ python -m local.render      in the environment that local/settings.py defines
 
 from __future__ import annotations
 
+import base64
 import os
+import secrets
 import shutil
 import subprocess
 from pathlib import Path
 
+import bcrypt
 import yaml
 
 from local.packages import mime_types
@@ -19,9 +22,10 @@ METRICS_LOG = "/var/log/nginx-metrics/access.log"
 
 
 def render(environment: dict[str, str]) -> None:
-    """Write nginx's configuration folder and prometheus.yml below STACK_RUN_DIR."""
+    """Write the configuration of nginx, console-gate and Prometheus below STACK_RUN_DIR."""
     run = Path(environment["STACK_RUN_DIR"])
     _render_nginx(environment, Path(environment["NGINX_RUN_DIR"]))
+    _render_gate(environment, Path(environment["CONSOLE_RUN_DIR"]))
     source = Path(environment["PROMETHEUS_CONFIG"]).read_text()
     text = render_prometheus(source, container_addresses(environment), environment)
     (run / "prometheus.yml").write_text(text)
@@ -53,24 +57,13 @@ def render_prometheus(text: str, addresses: dict[str, str], environment: dict[st
 
 def _render_nginx(environment: dict[str, str], folder: Path) -> None:
     """Do what the nginx image does at start: fill in templates/ and write them to conf.d/."""
-    # Only our own variables: nginx's ($host, $status, …) look the same to envsubst.
-    names = [name for name in environment if name.startswith(("NGINX_", "FLASK_APP_"))]
-    variables = " ".join(f"${{{name}}}" for name in names)
     templates = ROOT / "nginx" / "templates"
     # Otherwise nginx would also read the result of a template that has been renamed or deleted.
     shutil.rmtree(folder / "conf.d", ignore_errors=True)
     for template in templates.rglob("*.template"):
         target = folder / "conf.d" / template.relative_to(templates).with_suffix("")
         target.parent.mkdir(parents=True, exist_ok=True)
-        filled = subprocess.run(
-            [BIN / "envsubst", variables],
-            input=template.read_text(),
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        target.write_text(filled.stdout)
+        _fill(template, target, environment, ("NGINX_", "FLASK_APP_"))
     (folder / "include").mkdir(exist_ok=True)
     for snippet in (ROOT / "nginx" / "include").iterdir():
         text = snippet.read_text().replace(METRICS_LOG, environment["NGINX_METRICS_LOG"])
@@ -80,6 +73,36 @@ def _render_nginx(environment: dict[str, str], folder: Path) -> None:
     _link(folder / "app" / "static", ROOT / (environment.get("APP_STATIC_DIR") or os.devnull))
     _link(folder / "nginx.conf", ROOT / "nginx" / "nginx.conf")
     _link(folder / "mime.types", mime_types())
+
+
+def _render_gate(environment: dict[str, str], folder: Path) -> None:
+    """Write the gate's nginx.conf with a new password, and web.yml, which demands it from all."""
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o700)
+    password = secrets.token_hex(16).encode()  # random, so the fewest rounds of hashing will do
+    users = {"console-gate": bcrypt.hashpw(password, bcrypt.gensalt(4)).decode()}
+    (folder / "web.yml").write_text(yaml.safe_dump({"basic_auth_users": users}))
+    login = base64.b64encode(b"console-gate:" + password).decode()
+    template = ROOT / "console-gate" / "nginx.conf.template"
+    prefixes = ("CONSOLE_", "NGINX_", "PROMETHEUS_", "ALERTMANAGER_", "GRAFANA_")
+    values = environment | {"CONSOLE_AUTHORIZATION": f"Basic {login}"}
+    _fill(template, folder / "nginx.conf", values, prefixes)
+
+
+def _fill(
+    template: Path, target: Path, environment: dict[str, str], prefixes: tuple[str, ...]
+) -> None:
+    # Only our own variables: nginx's ($host, $status, …) look the same to envsubst.
+    names = [name for name in environment if name.startswith(prefixes)]
+    filled = subprocess.run(
+        [BIN / "envsubst", " ".join(f"${{{name}}}" for name in names)],
+        input=template.read_text(),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    target.write_text(filled.stdout)
 
 
 def _link(link: Path, target: Path) -> None:

@@ -42,6 +42,7 @@ SERVICES = (
     Service("nginx-proxy", "HTTP_PORT", 8080, "/health-check", 80),
     Service("nginx-exporter", "NGINX_EXPORTER_PORT", 9113, "/metrics", 9113),
     Service("nginx-access-exporter", "ACCESS_EXPORTER_PORT", 9114, "/-/healthy", 9114),
+    Service("console-gate", "PROMETHEUS_PORT", 9090, "/health-check", 9090),
     Service("prometheus", "PROMETHEUS_PORT", 9090, "/-/ready", 9090),
     Service("alertmanager", "ALERTMANAGER_PORT", 9093, "/-/ready", 9093),
     Service("grafana", "GRAFANA_PORT", 3000, "/api/health", 3000),
@@ -58,8 +59,15 @@ ENV_LINE = re.compile(
 LAST_PORT = 65535
 # Further ports of services. In containers these are fixed and never published.
 INNER_PORTS = {"FLASK_METRICS_PORT": 9200, "NGINX_STATUS_PORT": 8081}
-NEVER_PUBLISHED = (*INNER_PORTS, "NGINX_EXPORTER_PORT", "ACCESS_EXPORTER_PORT")
-DEFAULT_PORTS = {service.port_variable: service.default_port for service in SERVICES} | INNER_PORTS
+# Without Docker, Prometheus and Alertmanager listen here, with a password that console-gate alone
+# has. (Grafana has a Unix socket.) In containers their network keeps others away.
+GATED_PORTS = {"PROMETHEUS_GATED_PORT": 19090, "ALERTMANAGER_GATED_PORT": 19093}
+NEVER_PUBLISHED = (*INNER_PORTS, *GATED_PORTS, "NGINX_EXPORTER_PORT", "ACCESS_EXPORTER_PORT")
+DEFAULT_PORTS = (
+    {service.port_variable: service.default_port for service in SERVICES}
+    | INNER_PORTS
+    | GATED_PORTS
+)
 
 
 def settings() -> dict[str, str]:
@@ -174,6 +182,7 @@ def environment(values: dict[str, str], run: Path) -> dict[str, str]:
         "NGINX_CACHE_DIR": str(run / "nginx" / "cache"),
         "NGINX_METRICS_DIR": str(run / "nginx"),
         # If root starts nginx, its workers would run as nobody and could not read below /root.
+        "CONSOLE_RUN_DIR": str(run / "console-gate"),
         "NGINX_USER_DIRECTIVE": "" if os.geteuid() else "user root;",
         "NGINX_METRICS_LOG": str(run / "nginx" / "access-metrics.log"),
         "NGINX_APP_LOCATIONS": str(app / "nginx"),
@@ -199,8 +208,12 @@ def environment(values: dict[str, str], run: Path) -> dict[str, str]:
         "GUNICORN_METRICS_BIND": here["FLASK_METRICS_PORT"],
         "PROMETHEUS_URL": f"http://{here['PROMETHEUS_PORT']}",
         "ALERTMANAGER_URL": f"http://{here['ALERTMANAGER_PORT']}",
-        "GF_SERVER_HTTP_ADDR": "127.0.0.1",
-        "GF_SERVER_HTTP_PORT": str(port["GRAFANA_PORT"]),
+        "CONSOLE_PROMETHEUS": here["PROMETHEUS_GATED_PORT"],
+        "CONSOLE_ALERTMANAGER": here["ALERTMANAGER_GATED_PORT"],
+        "CONSOLE_GRAFANA": f"unix:{run}/grafana.sock:",
+        "GF_SERVER_PROTOCOL": "socket",
+        "GF_SERVER_SOCKET": f"{run}/grafana.sock",
+        "GF_SERVER_ROOT_URL": f"http://localhost:{port['GRAFANA_PORT']}/",
     }
     numbers = {name: str(number) for name, number in port.items()}
     defaults = {  # for variables that are unset or, as in Compose, empty
@@ -211,6 +224,7 @@ def environment(values: dict[str, str], run: Path) -> dict[str, str]:
         "NGINX_CACHE_TTL": "30s",
         "NGINX_CACHE_MAX_SIZE": "256m",
         "NGINX_CLIENT_MAX_BODY_SIZE": "1m",
+        "CONSOLE_HOSTS": "",
         "FLASK_APP_TIMEOUT": "65",
         "PROMETHEUS_CONFIG": str(ROOT / "prometheus" / "prometheus.yml"),
         "ALERTMANAGER_CONFIG": str(ROOT / "prometheus" / "alertmanager.yml"),
@@ -220,6 +234,8 @@ def environment(values: dict[str, str], run: Path) -> dict[str, str]:
     }
     chosen = {name: values.get(name) or default for name, default in defaults.items()}
     grafana = grafana_program(values)
+    consoles = ("PROMETHEUS_PORT", "ALERTMANAGER_PORT", *(["GRAFANA_PORT"] if grafana else []))
+    addresses["CONSOLE_LISTEN"] = " ".join(f"listen {here[name]};" for name in consoles)
     home = values.get("GRAFANA_HOME") or _fetched_grafana(values) or "/usr/share/grafana"
     paths |= {
         "GRAFANA": grafana,

@@ -14,6 +14,7 @@ from local.settings import BIN, ROOT, VENV
 PROGRAMS = {
     "nginx-proxy": "nginx",
     "nginx-exporter": "nginx-prometheus-exporter",
+    "console-gate": "nginx",
     "prometheus": "prometheus",
     "alertmanager": "alertmanager",
 }

@@ -27,7 +27,7 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 from local.processes import Processes
-from local.settings import INNER_PORTS, ROOT, SERVICES, settings
+from local.settings import DEFAULT_PORTS, ROOT, SERVICES, settings
 from tests.remains import RUN
 
 T = TypeVar("T")
@@ -97,8 +97,7 @@ class Stack:
     kind: str
 
     def __init__(self, env: dict[str, str]) -> None:
-        names = [service.port_variable for service in SERVICES] + list(INNER_PORTS)
-        self.ports = {name: free_port() for name in names}
+        self.ports = {name: free_port() for name in DEFAULT_PORTS}
         self.settings = TEST_SETTINGS | env
         # Directly below the temporary folder, because a Unix socket's path must be short.
         self.run = Path(tempfile.mkdtemp(prefix=f"stack-{RUN}-"))
@@ -341,17 +340,19 @@ class ComposeStack(Stack):
 
     def address(self, service: str, port: int) -> str:
         if service not in self._addresses:
-            self._addresses[service] = self._network(service)["IPAddress"]
+            networks = self.networks(service)
+            reached = networks.get("telemetry") or next(iter(networks.values()))
+            self._addresses[service] = reached["IPAddress"]
         return f"http://{self._addresses[service]}:{port}"
 
     @property
     def host_address(self) -> str:
-        return self._network("alertmanager")["Gateway"]
+        return self.networks("alertmanager")["outside"]["Gateway"]
 
-    def _network(self, service: str) -> dict[str, Any]:
+    def networks(self, service: str) -> dict[str, Any]:
+        """The engine's details of a service's networks, by their names in compose.yaml."""
         networks = self.inspect(service)["NetworkSettings"]["Networks"]
-        telemetry = f"{self.project}_telemetry"
-        return networks.get(telemetry) or next(iter(networks.values()))
+        return {name.removeprefix(f"{self.project}_"): each for name, each in networks.items()}
 
 
 KINDS: dict[str, type[Stack]] = {"local": LocalStack, "compose": ComposeStack}

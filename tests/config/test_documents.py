@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import pytest
 import yaml
 
-from local.settings import INNER_PORTS, ROOT, SERVICES
+from local.settings import GATED_PORTS, INNER_PORTS, ROOT, SERVICES
 from tests import sample
 
 
@@ -138,11 +138,13 @@ def test_architecture_has_the_ports_of_compose_and_of_local_processes() -> None:
     columns = ("Container port", "With Docker: on this machine", "Without Docker", "Variable")
     rows = table("docs/architecture.md", "Service", "Image", *columns)
     inner = {"NGINX_STATUS_PORT": "nginx-proxy", "FLASK_METRICS_PORT": "flask-app"}
+    gated = {"PROMETHEUS_GATED_PORT": "prometheus", "ALERTMANAGER_GATED_PORT": "alertmanager"}
+    gate = compose["console-gate"]["ports"]
     expected = {
         (
             service.name,
             str(service.container_port),
-            published(compose[service.name].get("ports", [])).get(
+            published([*compose[service.name].get("ports", []), *gate]).get(
                 str(service.container_port), "not published"
             ),
             str(service.default_port),
@@ -152,6 +154,10 @@ def test_architecture_has_the_ports_of_compose_and_of_local_processes() -> None:
     } | {
         (inner[variable], str(port), "not published", str(port), variable)
         for variable, port in INNER_PORTS.items()
+    }
+    expected |= {
+        (gated[variable], "-", "not published", str(port), variable)
+        for variable, port in GATED_PORTS.items()
     }
     assert {(name, port.split()[0], *rest) for name, _, port, *rest in rows} == expected
 

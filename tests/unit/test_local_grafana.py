@@ -27,16 +27,17 @@ from tests.stacks import LocalStack
 VERSION = "13.2.3"
 MACHINE = grafana.ARCHITECTURES[os.uname().machine]
 ARCHIVE = f"/grafana/release/{VERSION}/grafana_{VERSION}_34846740809_linux_{MACHINE}.tar.gz"
-# Answers 200 to anything, at the port that Grafana would take.
+# Answers 200 to anything, at the socket that Grafana would take.
 SERVER = b"""#!/usr/bin/env python3
-import http.server, os
+import http.server, os, socketserver
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
         self.wfile.write(os.environ["GF_PATHS_BUNDLED_PLUGINS"].encode())
-port = int(os.environ["GF_SERVER_HTTP_PORT"])
-http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+    def log_message(self, *_):
+        pass    # it would read the client's address, which a socket has not
+socketserver.UnixStreamServer(os.environ["GF_SERVER_SOCKET"], Handler).serve_forever()
 """
 
 
