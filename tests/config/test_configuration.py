@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -17,7 +18,7 @@ from tests import sample
 from tests.stacks import engine_missing, run
 
 
-def compose_services() -> dict[str, dict[str, object]]:
+def compose_services() -> dict[str, dict[str, Any]]:
     return yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
 
 
@@ -122,6 +123,71 @@ def test_every_service_is_limited_and_restarted_and_checked(name: str) -> None:
         assert dependency["condition"] == "service_healthy"
 
 
+def own_dockerfiles() -> dict[str, str]:
+    """The Dockerfiles of the images that the stack builds."""
+    return {
+        path: (ROOT / path).read_text()
+        for path in sample.tracked("*/Dockerfile")
+        if not path.startswith((".ci/", "tests/"))
+    }
+
+
+def user_of(service: dict[str, Any]) -> str:
+    """The user that a service runs as, set in compose.yaml or in its Dockerfile."""
+    if "build" not in service:
+        return service["user"]
+    build = service["build"]
+    path = Path(build["context"], build.get("dockerfile", "Dockerfile"))
+    return re.findall(r"^USER (\S+)", (ROOT / path).read_text(), re.M)[-1]
+
+
+@pytest.mark.parametrize("name", sorted(compose_services()))
+def test_every_container_is_confined(name: str) -> None:
+    service = compose_services()[name]
+    assert re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", user_of(service))
+    assert service["read_only"]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["mem_limit"]
+    assert service["pids_limit"]
+    wider = {"cap_add", "devices", "ipc", "network_mode", "pid", "privileged", "userns_mode"}
+    assert not wider & set(service)
+    for volume in service.get("volumes", []):
+        assert not volume["source"].startswith(("/var/run", "/run", "/etc", "/proc", "/sys"))
+        # What is mounted from this machine cannot be changed from inside.
+        assert volume["type"] == "volume" or volume["read_only"]
+
+
+def test_networks_without_an_address_of_this_machine() -> None:
+    networks = yaml.safe_load((ROOT / "compose.yaml").read_text())["networks"]
+    unreachable = {
+        name
+        for name, network in networks.items()
+        if network
+        and network["internal"]
+        and network["driver_opts"] == {"com.docker.network.bridge.inhibit_ipv4": "true"}
+    }
+    # These have no other, so nobody reaches them without the gate, and they reach nothing outside.
+    for name in ("prometheus", "grafana", "nginx-exporter", "nginx-access-exporter"):
+        assert set(compose_services()[name]["networks"]) <= unreachable
+
+
+@pytest.mark.parametrize("path", sorted(own_dockerfiles()))
+def test_dockerfiles_keep_the_rules_of_image_scanners(path: str) -> None:
+    text = re.sub(r"\\\n", " ", own_dockerfiles()[path])
+    instructions = re.findall(r"^([A-Z]+) (.+)", text, re.M)
+    assert not [value for name, value in instructions if name == "ADD"]
+    for name, value in instructions:
+        if name in ("ARG", "ENV"):
+            assert not re.search(r"(?i)secret|password|token|api_?key", value)
+        if name == "RUN":
+            assert not re.search(r"\b(sudo|chmod 777)\b|(curl|wget).*\|", value)
+            installs = re.findall(r"pip install.*?(?=&&|$)", value)
+            # With --constraint, it is the app's requirements.txt, whose author decides.
+            pinned = ("--require-hashes", "--no-deps", "--constraint")
+            assert all(any(each in install for each in pinned) for install in installs)
+
+
 def test_only_env_names_images() -> None:
     for service in compose_services().values():
         assert str(service.get("image", "${built}")).startswith("${")
@@ -166,10 +232,11 @@ def test_actionlint() -> None:
 
 def test_compose_lint(tmp_path: Path) -> None:
     # In a copy, because compose-lint takes bind mounts below /root for the system's files.
-    for name in ("compose.yaml", ".env"):
+    for name in ("compose.yaml", ".env", ".compose-lint.yml"):
         shutil.copy(ROOT / name, tmp_path)
     env = os.environ | {"NO_COLOR": "1"}
-    run(["compose-lint", "--fail-on", "high", str(tmp_path / "compose.yaml")], env=env)
+    options = ("--fail-on", "low", "--strict-config", f"--config={tmp_path}/.compose-lint.yml")
+    run(["compose-lint", "check", *options, str(tmp_path / "compose.yaml")], env=env)
 
 
 def test_no_file_below_tmp_has_a_fixed_name() -> None:

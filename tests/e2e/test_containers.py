@@ -1,0 +1,28 @@
+"""What the processes in the containers may do, as the kernel says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.stacks import ComposeStack, Stack
+
+
+def test_no_process_has_more_rights_than_it_needs(stack: Stack) -> None:
+    if not isinstance(stack, ComposeStack):
+        pytest.skip("local processes are in no container")
+    services = stack.compose("ps", "--services").split()
+    assert len(services) >= 7
+    for service in services:
+        for process in stack.processes(service):
+            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+            assert "0" not in status["Uid"].split() + status["Gid"].split(), process
+            rights = [status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")]
+            assert {int(right, 16) for right in rights} == {0}, process
+            assert status["NoNewPrivs"] == "1", process
+        limits = stack.inspect(service)["HostConfig"]
+        assert limits["ReadonlyRootfs"]
+        assert 0 < limits["PidsLimit"] <= 2048
+        assert 0 < limits["Memory"] <= 512 << 20
