@@ -26,6 +26,7 @@ from prometheus_client.registry import Collector
 
 from nginx_access_exporter import __version__
 from nginx_access_exporter.cache import CacheMetrics, Zone, zones
+from nginx_access_exporter.certificate import CertificateCollector
 from nginx_access_exporter.cgroup import CgroupCollector
 from nginx_access_exporter.line import LINE_STARTS, MARKERS
 from nginx_access_exporter.log import AccessLog, ForeignLogError, Position
@@ -245,6 +246,8 @@ def main() -> int:
     exporter = AccessExporter(arguments.log_path)
     cache_metrics = CacheMetrics(arguments.caches, arguments.log_path.parent)
     metrics = registry(exporter, cache_metrics, CgroupCollector())
+    if arguments.tls_address:
+        metrics.register(CertificateCollector(arguments.tls_address))
     host, port = arguments.address
     try:
         exporter.start()
@@ -305,6 +308,13 @@ def parse_arguments() -> argparse.Namespace:
         default=[],
         help="nginx configuration file with proxy_cache_path directives, whose folders are scanned "
         "for the nginx_cache_* metrics; ${NAME} is taken from the environment (default: no caches)",
+    )
+    parser.add_argument(
+        "--tls.address",
+        dest="tls_address",
+        type=listen_address,
+        metavar="HOST:PORT",
+        help="where nginx serves TLS: when does its certificate expire? (default: not asked)",
     )
     version = f"%(prog)s {__version__} (revision {REVISION})"
     parser.add_argument("--version", action="version", version=version)
