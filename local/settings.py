@@ -199,6 +199,7 @@ def environment(values: dict[str, str], run: Path) -> dict[str, str]:
     }
     addresses = {
         "NGINX_LISTEN": here["HTTP_PORT"],
+        "NGINX_HSTS": "",  # there is no TLS
         "NGINX_STATUS_LISTEN": here["NGINX_STATUS_PORT"],
         "NGINX_LOCAL_RESOLVERS": "127.0.0.1",  # not used: the upstream is an address
         "NGINX_TRUST": _trust(values),
@@ -210,6 +211,8 @@ def environment(values: dict[str, str], run: Path) -> dict[str, str]:
         "ALERTMANAGER_URL": f"http://{here['ALERTMANAGER_PORT']}",
         "CONSOLE_PROMETHEUS": here["PROMETHEUS_GATED_PORT"],
         "CONSOLE_ALERTMANAGER": here["ALERTMANAGER_GATED_PORT"],
+        "CONSOLE_LOGIN": "",
+        "CONSOLE_GRAFANA_AUTHORIZATION": "$http_authorization",
         "CONSOLE_GRAFANA": f"unix:{run}/grafana.sock:",
         "GF_SERVER_PROTOCOL": "socket",
         "GF_SERVER_SOCKET": f"{run}/grafana.sock",

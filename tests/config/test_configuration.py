@@ -75,7 +75,9 @@ def test_only_addresses_and_rule_paths_of_prometheus_differ_locally() -> None:
 def test_compose_accepts_its_configuration() -> None:
     if engine_missing():
         pytest.skip(engine_missing())
-    run(["docker", "compose", "config", "--quiet"])
+    for more in ([], ["compose.tls.yaml"], ["compose.tls.yaml", "compose.login.yaml"]):
+        files = [f"--file={name}" for name in ("compose.yaml", *more)]
+        run(["docker", "compose", *files, "config", "--quiet"])
 
 
 def test_compose_names_a_setting_that_env_lacks() -> None:
