@@ -37,3 +37,34 @@ def test_grafana(check: Callable[[Grafana], None], grafana: Grafana) -> None:
 
 def test_grafana_shows_the_traffic_that_was_sent(grafana: Grafana, watched: Stack) -> None:
     check_figures(grafana, watched.http)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://example.com"},
+        {"Origin": "http://localhost:1"},  # Grafana itself would not look at the port
+        {"Host": "rebound.example.com", "Origin": "http://rebound.example.com"},
+        {"Host": "rebound.example.com"},
+    ],
+)
+def test_a_page_of_another_origin_gets_nothing_of_grafana(
+    grafana: Grafana, headers: dict[str, str]
+) -> None:
+    for method, path in (("GET", "/api/search"), ("POST", "/api/ds/query"), ("GET", "/metrics")):
+        answer = requests.request(method, grafana.url + path, headers=headers, timeout=10)
+        assert answer.status_code == 403
+        assert "console" in answer.text.lower() or "origin" in answer.text
+
+
+def test_live_updates_pass_the_gate(grafana: Grafana) -> None:
+    upgrade = {
+        "Origin": grafana.url,
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+    }
+    url = f"{grafana.url}/api/live/ws"
+    with requests.get(url, headers=upgrade, stream=True, timeout=10) as answer:
+        assert answer.status_code == 101
