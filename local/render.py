@@ -63,7 +63,7 @@ def _render_nginx(environment: dict[str, str], folder: Path) -> None:
     for template in templates.rglob("*.template"):
         target = folder / "conf.d" / template.relative_to(templates).with_suffix("")
         target.parent.mkdir(parents=True, exist_ok=True)
-        _fill(template, target, environment, ("NGINX_", "FLASK_APP_"))
+        fill(template, target, environment, ("NGINX_", "FLASK_APP_"))
     (folder / "include").mkdir(exist_ok=True)
     for snippet in (ROOT / "nginx" / "include").iterdir():
         text = snippet.read_text().replace(METRICS_LOG, environment["NGINX_METRICS_LOG"])
@@ -86,13 +86,16 @@ def _render_gate(environment: dict[str, str], folder: Path) -> None:
     template = ROOT / "console-gate" / "nginx.conf.template"
     prefixes = ("CONSOLE_", "NGINX_", "PROMETHEUS_", "ALERTMANAGER_", "GRAFANA_")
     values = environment | {"CONSOLE_AUTHORIZATION": f"Basic {login}"}
-    _fill(template, folder / "nginx.conf", values, prefixes)
+    fill(template, folder / "nginx.conf", values, prefixes)
 
 
-def _fill(
+def fill(
     template: Path, target: Path, environment: dict[str, str], prefixes: tuple[str, ...]
 ) -> None:
-    # Only our own variables: nginx's ($host, $status, …) look the same to envsubst.
+    """Write a template with the variables that begin so filled in, and no others.
+
+    nginx's own ($host, $status, …) look the same to envsubst.
+    """
     names = [name for name in environment if name.startswith(prefixes)]
     filled = subprocess.run(
         [BIN / "envsubst", " ".join(f"${{{name}}}" for name in names)],

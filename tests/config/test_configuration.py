@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from local.render import render, render_prometheus
+from local.render import fill, render, render_prometheus
 from local.settings import ROOT, SERVICES, container_addresses, environment, settings
 from tests import sample
 from tests.stacks import engine_missing, run
@@ -51,6 +51,15 @@ def test_gixy_finds_nothing_in_nginx_configuration(rendered: dict[str, str]) -> 
     skips = {"NGINX_RUN_DIR": "status_page_exposed", "CONSOLE_RUN_DIR": "default_server_flag"}
     for folder, skipped in skips.items():
         run(["gixy", "-l", "--skips", skipped, f"{rendered[folder]}/nginx.conf"])
+
+
+def test_gixy_finds_nothing_in_the_configuration_for_tls(tmp_path: Path) -> None:
+    env = environment(settings(), tmp_path)
+    env |= {"NGINX_LISTEN": "443 ssl", "NGINX_HSTS": "max-age=31536000", "NGINX_HTTPS_PORT": ""}
+    render(env)
+    folder = env["NGINX_RUN_DIR"]
+    fill(ROOT / "nginx/tls.conf.template", Path(folder, "conf.d/tls.conf"), env, ("NGINX_",))
+    run(["gixy", "-l", "--skips", "status_page_exposed", f"{folder}/nginx.conf"])
 
 
 def test_promtool_accepts_prometheus_configuration(rendered: dict[str, str]) -> None:
@@ -232,10 +241,13 @@ def test_actionlint() -> None:
     run(["actionlint", "-no-color", *sample.tracked(".github/workflows/*")])
 
 
-def test_compose_lint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("addition", ["", "compose.tls.yaml", "compose.login.yaml"])
+def test_compose_lint(tmp_path: Path, addition: str) -> None:
     # In a copy, because compose-lint takes bind mounts below /root for the system's files.
     for name in ("compose.yaml", ".env", ".compose-lint.yml"):
         shutil.copy(ROOT / name, tmp_path)
+    if addition:  # it merges a file of this name
+        shutil.copy(ROOT / addition, tmp_path / "compose.override.yml")
     env = os.environ | {"NO_COLOR": "1"}
     options = ("--fail-on", "low", "--strict-config", f"--config={tmp_path}/.compose-lint.yml")
     run(["compose-lint", "check", *options, str(tmp_path / "compose.yaml")], env=env)
