@@ -27,5 +27,6 @@ def make_certificate(folder: Path, days: int, key: str = "ec") -> Path:
     for option, value in options.items():
         command += [option, value]
     subprocess.run(command, check=True, capture_output=True)
-    private.chmod(0o644)  # nginx in a container is another user
+    folder.chmod(0o755)  # nginx in a container is another user
+    private.chmod(0o644)
     return certificate
