@@ -208,7 +208,7 @@ def test_a_service_that_dies_is_started_again(local: LocalStack) -> None:
     assert after != before
 
 
-@pytest.mark.parametrize("service", ["flask-app", "nginx-proxy"])
+@pytest.mark.parametrize("service", ["flask-app", "nginx-proxy", "console-gate"])
 def test_workers_without_a_master_end_before_the_next_one_starts(
     local: LocalStack, service: str
 ) -> None:
