@@ -92,7 +92,7 @@ def _render_gate(environment: dict[str, str], folder: Path) -> None:
 def fill(
     template: Path, target: Path, environment: dict[str, str], prefixes: tuple[str, ...]
 ) -> None:
-    """Write a template with the variables that begin so filled in, and no others.
+    """Fill in a template: the variables whose names begin with these prefixes, and no others.
 
     nginx's own ($host, $status, …) look the same to envsubst.
     """
