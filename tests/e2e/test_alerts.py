@@ -201,9 +201,7 @@ def limited(stack: Stack, *limits: str) -> Iterator[None]:
     try:
         yield
     finally:
-        options = ["--memory=512m", "--memory-swap=1g"]
-        subprocess.run(["docker", "update", *options, container], check=True, capture_output=True)
-        stack.restart("flask-app")
+        stack.compose("up", "--wait", "--no-deps", "--force-recreate", "flask-app")
 
 
 def test_memory_that_runs_out_is_announced_and_then_named_as_the_cause(
@@ -227,6 +225,16 @@ def test_memory_that_runs_out_is_announced_and_then_named_as_the_cause(
         with contextlib.suppress(requests.RequestException):  # its worker is killed
             requests.get(f"{fast.flask}/?allocate={limit}", timeout=60)
         wait_until(described, DEADLINE, "WorkerKilled to say that memory ran out")
+
+
+def test_cpu_limit_that_makes_requests_wait_sends_an_alert(
+    fast: Stack, receivers: Receivers
+) -> None:
+    with limited(fast, "--cpus=0.2"), contextlib.ExitStack() as clients:
+        for _ in range(4):
+            clients.enter_context(traffic(fast, "/?compute=0.05"))
+        alert = received(fast, receivers, "CPUThrottled", "firing", job="flask-app")
+    assert re.search(r"for \d\.\d\d s per second", alert["annotations"]["summary"])
 
 
 def test_full_cache_sends_an_alert(fast: Stack, receivers: Receivers) -> None:
