@@ -2,10 +2,11 @@
 
 python -m tests.bench.overview_queries [--routes 100] [--replicas 3] [--days 7]
 
-Fills a Prometheus with the series that its rules and scrapes would have stored. Then sends the
-queries that Grafana sends for panels 1,000 pixels wide, one at a time. Prints the slowest queries:
-the shortest of three times, and the CPU time of the same attempt, which other work on the machine
-affects less.
+Fills a Prometheus with the series that its rules and scrapes would have stored. A week takes some
+ten minutes; with `--data`, an interrupted run is continued, and the next one needs no filling. Then
+sends the queries that Grafana sends for panels 1,000 pixels wide, one at a time. Prints the slowest
+queries: the shortest of three times, and the CPU time of the same attempt, which other work on the
+machine affects less.
 """
 
 from __future__ import annotations
@@ -197,10 +198,13 @@ def write(file: TextIO, metrics: Iterable[Metric], times: range) -> None:
 
 
 def fill(folder: Path, app: App, start: int, end: int) -> None:
-    """Write the blocks into folder/data."""
+    """Write the blocks into folder/data that are not there yet."""
     text = folder / "samples.txt"
+    filled = folder / "filled"  # the end of the last block
     boundaries = [start, *range(start // BLOCK * BLOCK + BLOCK, end, BLOCK), end]
     for first, last in pairwise(boundaries):
+        if filled.exists() and last <= int(filled.read_text()):
+            continue
         with text.open("w") as file:
             write(file, [*recorded(app), *scraped(app)], range(first, last, SCRAPE))
             if newest := range(max(first, end - RECENT), last, SCRAPE):
@@ -209,6 +213,7 @@ def fill(folder: Path, app: App, start: int, end: int) -> None:
         create = ["tsdb", "create-blocks-from", f"--max-block-duration={BLOCK}s", "openmetrics"]
         subprocess.run([BIN / "promtool", *create, "--quiet", text, folder / "data"], check=True)
         text.unlink()
+        filled.write_text(str(last))
         print(f"written: {(last - start) / (end - start):.0%}", flush=True)
 
 
@@ -286,7 +291,7 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=3)
     parser.add_argument("--days", type=float, default=7)
     parser.add_argument("--prometheus", type=Path, default=BIN / "prometheus", metavar="PATH")
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="filled if empty, and kept")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="filled, and kept")
     arguments = parser.parse_args()
     span = round(arguments.days * 86400)
     with tempfile.TemporaryDirectory() as name:
@@ -294,10 +299,9 @@ def main() -> None:
         folder.mkdir(exist_ok=True)
         end_file = folder / "end"
         if not end_file.exists():
-            end = int(time.time())
-            fill(folder, App(arguments.routes, arguments.replicas), end - span - RECENT, end)
-            end_file.write_text(str(end))
+            end_file.write_text(str(int(time.time())))
         end = int(end_file.read_text())
+        fill(folder, App(arguments.routes, arguments.replicas), end - span - RECENT, end)
         with prometheus(folder, arguments.prometheus) as (server, pid):
             for seconds in (1800, span):
                 measure(server, pid, arguments.routes, seconds, end)
