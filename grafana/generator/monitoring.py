@@ -29,7 +29,7 @@ def monitoring() -> dict[str, Any]:
             ],
             "Scrapes": [
                 line(
-                    8,
+                    9,
                     states(signals.TARGETS_BY_INSTANCE, TARGET_STATES),
                     timeseries(signals.SCRAPE_TIME),
                     timeseries(signals.SAMPLES),

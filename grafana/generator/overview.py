@@ -57,7 +57,7 @@ def overview() -> dict[str, Any]:
                     timeseries(traffic.BY_ROUTE),
                     timeseries(traffic.BY_STATUS.for_all_routes(), kind="stack"),
                     timeseries(traffic.LATENCY.for_all_routes(), scale="log"),
-                    widths=(12, 6, 6),
+                    widths=(13, 6, 5),
                 ),
             ],
             "Cache": [
@@ -66,7 +66,7 @@ def overview() -> dict[str, Any]:
                     timeseries(cache.HIT_RATIO_BY_ROUTE, most=1),
                     timeseries(cache.BY_CACHE_STATUS.for_all_routes(), kind="stack"),
                     timeseries(cache.LATENCY_BY_RESULT.for_all_routes(), scale="log"),
-                    widths=(12, 6, 6),
+                    widths=(13, 6, 5),
                 ),
                 line(
                     7,

@@ -159,6 +159,8 @@ def stat(signal: Signal, *, low_is_bad: bool = False, trend: bool = True) -> Pan
             "colorMode": "background",
             "graphMode": "area" if trend else "none",
             "textMode": "value_and_name" if bases else "value",
+            # A long name would get tiny letters.
+            "text": {"titleSize": 12} if bases else {},
             "justifyMode": "center",
             "wideLayout": False,
         },
@@ -171,6 +173,8 @@ def heatmap(signal: Signal) -> Panel:
     explained = f"{signal.description} “No data” means: {signal.empty}."
     return _panel("heatmap", signal) | {
         "description": explained,
+        # Wide cells: one of a pixel could not be seen.
+        "maxDataPoints": 120,
         "targets": over_time(signal.queries, "heatmap"),
         "fieldConfig": {
             "defaults": {"unit": "short", "decimals": 0},
@@ -178,8 +182,10 @@ def heatmap(signal: Signal) -> Panel:
         },
         "options": {
             "calculate": False,
-            "color": {"mode": "scheme", "scheme": "Cool", "steps": 64, "exponent": 0.5},
-            "cellGap": 0,
+            # Reversed: the rarest cells differ most from the background, in both themes.
+            "color": {"mode": "scheme", "scheme": "Cool", "steps": 64, "reverse": True},
+            # Neighbours overlap: with 0, anti-aliasing leaves a seam around each cell.
+            "cellGap": -1,
             "filterValues": {"le": 1e-9},
             "rowsFrame": {"layout": "auto"},
             "yAxis": {"unit": signal.unit, "axisPlacement": "left"},
@@ -275,7 +281,7 @@ def routes(title: str, description: str) -> Panel:
             },
         ],
         "fieldConfig": {
-            "defaults": _defaults(signal) | {"custom": {"width": 105, "align": "right"}},
+            "defaults": _defaults(signal) | {"custom": {"width": 92, "align": "right"}},
             "overrides": [
                 # Otherwise each empty cell would show the text for an empty table.
                 _matching("/.*/", {"noValue": " "}),
@@ -293,7 +299,7 @@ def routes(title: str, description: str) -> Panel:
                     "State",
                     {
                         "custom.align": "left",
-                        "custom.width": 130,
+                        "custom.width": 150,
                         "mappings": ROUTE_STATES,
                         "custom.cellOptions": {"type": "color-text"},
                     },
@@ -301,7 +307,7 @@ def routes(title: str, description: str) -> Panel:
                 _named(
                     "Requests",
                     {
-                        "custom.width": 110,
+                        "custom.width": 90,
                         "custom.cellOptions": {"type": "sparkline", "hideValue": True},
                         "color": {"mode": "fixed", "fixedColor": colours.NEUTRAL},
                     },
@@ -330,7 +336,7 @@ def routes(title: str, description: str) -> Panel:
 def alerts(signal: Signal) -> Panel:
     """The alerts that are active now, one per row; the value is their age in seconds."""
     columns = ["severity", "alertname", "alertstate", "route", "instance", "Value"]
-    narrow = {"custom.width": 80}
+    narrow = {"custom.width": 70}
     return _panel("table", signal) | {
         "targets": [now("A", query) for query in signal.queries],
         "transformations": [
@@ -349,7 +355,8 @@ def alerts(signal: Signal) -> Panel:
                 # Otherwise each empty cell would show the text for an empty table.
                 _matching("/.*/", {"noValue": " "}),
                 _named("severity", narrow),
-                _named("alert", {"links": [_to_runbook()]}),
+                # Wide enough for the longest name.
+                _named("alert", {"custom.width": 190, "links": [_to_runbook()]}),
                 _named(
                     "state",
                     narrow

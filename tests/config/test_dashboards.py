@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import configparser
 import json
+import operator
 import os
 import re
 import subprocess
@@ -28,13 +29,20 @@ UIDS = {"stack-overview", "route", "monitoring"}
 # Ids of Grafana's value formats.
 UNITS = {"Bps", "bytes", "percentunit", "reqps", "s", "short"}
 
+Colour = tuple[int, int, int]
+
+# Of Grafana's panels, by theme.
+BACKGROUNDS: dict[str, Colour] = {"dark": (24, 27, 31), "light": (255, 255, 255)}
+# The ends of colour schemes of d3 that Grafana reverses in the light theme.
+SCHEMES: dict[str, tuple[Colour, Colour]] = {"Cool": ((110, 64, 170), (175, 240, 91))}
+
 # Windows that belong to the definition of a signal, and do not depend on the time range.
 FIXED_WINDOWS = {
     "In flight by worker": {"30s"},
-    "Malformed lines": {"5m"},
+    "Malformed": {"5m"},
     "Routes": {"5m", "5m:5s"},
     "Rule failures": {"5m"},
-    "Undelivered alerts": {"5m"},
+    "Undelivered": {"5m"},
 }
 
 Dashboard = dict[str, Any]
@@ -129,10 +137,21 @@ def test_panel_title_description_rule(panel: Panel) -> None:
     assert len(re.findall(r"[.?](?:\s|$)", panel["description"])) >= 2
 
 
+def test_descriptions_name_panels_and_rows_that_exist() -> None:
+    titles = {panel["title"] for dashboard in DASHBOARDS for panel in dashboard["panels"]}
+    known = (
+        titles | {dashboard["title"] for dashboard in DASHBOARDS} | {"Rules"}
+    )  # Prometheus' page
+    described = [panel["description"] for dashboard in DASHBOARDS for panel in panels(dashboard)]
+    named = {name for text in described for name in re.findall(r"\*([A-Z][^*]+)\*", text)}
+    assert len(named) > 10
+    assert named <= known
+
+
 @each_panel
 def test_panel_units_rule(panel: Panel) -> None:
     unit = panel["fieldConfig"]["defaults"]["unit"]
-    assert unit in UNITS or re.fullmatch(r"suffix:[\w ]+/(s|min)", unit)
+    assert unit in UNITS or re.fullmatch(r"suffix:[\w ]*/(s|min)", unit)
 
 
 @each_panel
@@ -241,6 +260,38 @@ def test_a_name_has_one_colour_on_all_panels() -> None:
     assert colours["HIT"] == {"green"}
     assert colours["MISS"] == {"orange"}
     assert colours["5xx"] == {"red"}
+
+
+def contrast(colour: Colour, other: Colour) -> float:
+    """The contrast of two colours by WCAG, from 1 to 21."""
+
+    def luminance(colour: Colour) -> float:
+        shares = [part / 255 for part in colour]
+        linear = [it / 12.92 if it <= 0.04045 else ((it + 0.055) / 1.055) ** 2.4 for it in shares]
+        return sum(map(operator.mul, (0.2126, 0.7152, 0.0722), linear))
+
+    dark, light = sorted(map(luminance, (colour, other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize(("theme", "background"), BACKGROUNDS.items())
+def test_the_rarest_cells_of_a_heatmap_can_be_seen(theme: str, background: Colour) -> None:
+    heatmaps = [
+        panel
+        for dashboard in DASHBOARDS
+        for panel in panels(dashboard)
+        if panel["type"] == "heatmap"
+    ]
+    assert len(heatmaps) == 3
+    for panel in heatmaps:
+        colour = panel["options"]["color"]
+        first, last = SCHEMES[colour["scheme"]]
+        # Grafana reverses these schemes in the light theme by itself.
+        rarest = last if colour["reverse"] != (theme == "light") else first
+        # What WCAG asks for parts of graphics.
+        assert contrast(rarest, background) >= 3
+        # Cells of a pixel or two could not be seen.
+        assert panel["maxDataPoints"] <= 150
 
 
 @each_dashboard

@@ -60,7 +60,7 @@ NEVER_SEEN = {
     ("Passed on by nginx, counted by Flask", "answered stale"),
     ("Budget burn", "{{slo}}"),  # recorded only once a minute, so it may not exist yet
     ("Budget burn", "pages above"),
-    ("Flask time saved by the cache", "saved"),  # once a minute, too
+    ("Flask time saved", "saved"),  # once a minute, too
 }
 
 # Series that the access exporter has if it can see the cache.
@@ -574,7 +574,7 @@ def test_slow_answers_are_in_the_high_percentiles(traffic: Traffic) -> None:
 
 
 def test_flask_takes_the_time_that_it_slept_and_nginx_a_little_more(traffic: Traffic) -> None:
-    title = "The same requests, seen by nginx and by Flask"
+    title = "Seen by nginx and by Flask"
     slept = SLOW * SLEEPERS / count(traffic.answers, route="/info")
     flask = traffic.value(title, "seen by Flask", "/info")
     # nginx's times are whole milliseconds.

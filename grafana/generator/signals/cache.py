@@ -98,7 +98,7 @@ BY_CACHE_STATUS = Signal(
 )
 
 LATENCY_BY_RESULT = Signal(
-    title="Latency of hits and of misses",
+    title="Hit and miss latency",
     description=(
         "How much time the cache saves clients. Hits take about a millisecond, whatever Flask "
         "does; misses take as long as Flask does (see *Upstream*). Slow hits mean that nginx "
@@ -156,7 +156,7 @@ BYTES_BY_ORIGIN = Signal(
 )
 
 SAVED = Signal(
-    title="Flask time saved by the cache",
+    title="Flask time saved",
     description=(
         "Seconds of Flask's time that hits save each second: the rate of hits times the mean time "
         "that Flask takes for the route, over the last hour. 2 means that two more threads would "
@@ -175,7 +175,7 @@ SIZE = Signal(
     description=(
         "Size of the cached responses on disk, and the limit (max_size in nginx's configuration). "
         "Above the limit nginx removes the entries that were least recently used, although they "
-        "are still valid: see *Evictions*."
+        "are still valid: see *Cache evictions*."
     ),
     unit="bytes",
     queries=(

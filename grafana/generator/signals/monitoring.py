@@ -87,7 +87,7 @@ UNACCOUNTED_NOW = Signal(
     description=(
         "Share of the requests that nginx counted (stub_status) and the access exporter did not, "
         "over 5 minutes. Normal is about 0; red is above the alert's threshold. The missing "
-        "requests are in no figure by route. Compare *Access log backlog* and *Malformed lines*."
+        "requests are in no figure by route. Compare *Log backlog* and *Malformed*."
     ),
     unit="percentunit",
     queries=(
@@ -98,7 +98,7 @@ UNACCOUNTED_NOW = Signal(
 )
 
 MALFORMED_NOW = Signal(
-    title="Malformed lines",
+    title="Malformed",
     description=(
         "Share of the access log's lines that the exporter could not read, over 5 minutes. Normal "
         "is 0: another value means that nginx's log format is not the one the exporter expects. "
@@ -117,7 +117,7 @@ MALFORMED_NOW = Signal(
 )
 
 BACKLOG_NOW = Signal(
-    title="Access log backlog",
+    title="Log backlog",
     description=(
         "Bytes that nginx has logged and the exporter has not read yet. Normal is close to 0, "
         "since each scrape reads the log to its end; red is above the alert's threshold. A backlog "
@@ -146,7 +146,7 @@ RULE_FAILURES = Signal(
 )
 
 UNDELIVERED = Signal(
-    title="Undelivered alerts",
+    title="Undelivered",
     description=(
         "Alerts that Prometheus could not hand to Alertmanager, and messages that Alertmanager "
         "could not send, in the last 5 minutes. Normal is 0. Alertmanager's log has the reason: "
@@ -275,7 +275,7 @@ LINES = Signal(
 )
 
 BACKLOG = Signal(
-    title="Access log backlog",
+    title="Log backlog",
     description=(
         "Bytes that nginx has logged and the exporter has not read yet, at each scrape. A few "
         "kilobytes under load are normal, since nginx writes in blocks. The alert fires when it "

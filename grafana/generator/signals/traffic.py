@@ -102,7 +102,7 @@ BY_ROUTE = Signal(
         "is usually a scanner or a broken link. `none` counts requests that got no answer from "
         "Flask. Click a line for that route's dashboard."
     ),
-    unit="reqps",
+    unit="suffix:/s",  # short, so that the legend fits
     queries=(
         Query('sum by (route) (route:nginx_requests:rate1m{route=~"$busiest"})', "{{route}}"),
         Query(
@@ -162,9 +162,10 @@ LATENCY = Signal(
 LATENCY_HEATMAP = Signal(
     title="Latency distribution",
     description=(
-        "Number of requests by how long they took; a stronger colour means more requests. Two "
-        "bands are normal for a cached route: hits below, misses above. If a band climbs, the "
-        "upstream is slowing down."
+        "Number of requests by how long they took. The fewer requests a cell has, the more it "
+        "stands out from the background, so that a single slow one can be seen. Two bands are "
+        "normal for a cached route: hits below, misses above. If a band climbs, the upstream is "
+        "slowing down."
     ),
     unit="s",
     queries=(Query(buckets(DURATION, ROUTE), "{{le}}"),),

@@ -82,9 +82,10 @@ PHASES = Signal(
 HEADER_HEATMAP = Signal(
     title="Upstream header time",
     description=(
-        "Number of requests by how long they waited for Flask's first byte; a stronger colour "
-        "means more requests. One steady band is normal. A second band above it is a slow route or "
-        "a stuck worker; a band that smears upwards means queueing."
+        "Number of requests by how long they waited for Flask's first byte. The fewer requests a "
+        "cell has, the more it stands out from the background, so that a single slow one can be "
+        "seen. One steady band is normal. A second band above it is a slow route or a stuck "
+        "worker; a band that smears upwards means queueing."
     ),
     unit="s",
     queries=(Query(buckets(HEADER, ROUTE), "{{le}}"),),
@@ -115,7 +116,7 @@ FAILURES = Signal(
 )
 
 NGINX_AND_FLASK = Signal(
-    title="The same requests, seen by nginx and by Flask",
+    title="Seen by nginx and by Flask",
     description=(
         "Mean time per request: for nginx, from connecting to the last byte; for Flask, the time "
         "inside the application. The gap between them is queueing for a worker and the network; "
