@@ -524,6 +524,8 @@ def test_figures_that_two_panels_share_are_the_same(traffic: Traffic) -> None:
     named_route, number = re.fullmatch(r"(.+): p95 of (\d+) requests", basis).groups()
     assert named_route == slowest
     assert int(number) == pytest.approx(WINDOW * requests_per_second[slowest], abs=0.51)
+    (basis,) = traffic.shown("route", "p95 upstream", "basis", "/info")
+    assert basis == f"of {count(traffic.everything, route='/info')} requests to Flask"
     assert one("Offload") == same(one("Offload", uid="route"))
     firing = sum("firing" in name for name in overview("Active alerts"))
     assert one("Firing alerts") == firing

@@ -176,6 +176,7 @@ def test_a_worker_is_stuck_if_it_holds_a_request_and_answers_none_for_half_a_min
         ("busy", "1x20", "0+2x20"),
         ("full", "4x20", "0+2x20"),
         ("stuck", "2x20", "5x20"),
+        ("woken", "0x16 1x3", "5x20"),  # idle until 5 s ago
         ("gone", "0x20", "5x20"),  # a slot without a process, as after a reload
     ):
         labels = f'instance="a", worker="{worker}"'
@@ -188,6 +189,7 @@ def test_a_worker_is_stuck_if_it_holds_a_request_and_answers_none_for_half_a_min
         '{instance="a", worker="busy"}': 0.25,
         '{instance="a", worker="full"}': 1,
         '{instance="a", worker="stuck"}': workers.STUCK + 0.5,
+        '{instance="a", worker="woken"}': 0.25,
     }
     prometheus.expect(query(workers.BUSY_WORKERS), expected, at="90s", given=given)
 

@@ -8,6 +8,7 @@ from generator.signals import (
     Query,
     Signal,
     buckets,
+    counted,
     highest,
     limit,
     mean,
@@ -36,8 +37,8 @@ UPSTREAM_P95 = Signal(
     title="p95 upstream",
     description=(
         "95 % of the requests that went to Flask got the first byte of an answer within this time, "
-        "over 5 minutes. Red is above the alert's threshold: look at *Workers* for full or stuck "
-        "workers, then at Flask itself."
+        "over 5 minutes. Red is above the alert's threshold: look at *Workers* on the overview for "
+        "full or stuck workers, then at Flask itself."
     ),
     unit="s",
     queries=(
@@ -45,6 +46,10 @@ UPSTREAM_P95 = Signal(
         limit(threshold("upstream_p95_seconds")),
     ),
     empty="No upstream traffic",
+    basis=counted(
+        f'sum(route_le:nginx_upstream_header_duration_seconds_bucket:rate5m{{{ROUTE}, le="+Inf"}})',
+        "of $1 requests to Flask",
+    ),
 )
 
 PHASES = Signal(

@@ -15,7 +15,7 @@ from generator.signals import (
 SELECTED = f"{{{INSTANCE}}}"
 IN_FLIGHT = f"gunicorn_worker_requests_in_flight{SELECTED}"
 
-# Added to the load of a worker that answered nothing for half a minute while it held requests.
+# Added to the load of a worker that held requests for half a minute and answered none meanwhile.
 STUCK = 1000
 
 UTILISATION = Signal(
@@ -28,7 +28,9 @@ UTILISATION = Signal(
     unit="percentunit",
     queries=(
         Query(
-            f"max(instance:gunicorn_worker_utilisation:ratio_rate5m{SELECTED}) or vector(NaN)",
+            # Rounded: the health checks of an idle stack would show as 0.000392%.
+            f"round(max(instance:gunicorn_worker_utilisation:ratio_rate5m{SELECTED}), 0.0001)"
+            " or vector(NaN)",
             "busy",
         ),
         limit(threshold("worker_utilisation")),
@@ -61,7 +63,7 @@ BUSY_WORKERS = Signal(
     queries=(
         Query(
             f"{IN_FLIGHT} / on (instance) group_left () gunicorn_worker_threads{SELECTED}"
-            f" + {STUCK} * ({IN_FLIGHT} > bool 0)"
+            f" + {STUCK} * (min_over_time({IN_FLIGHT}[30s]) > bool 0)"
             f" * (increase(gunicorn_worker_requests_total{SELECTED}[30s]) == bool 0)"
             " and gunicorn_worker_start_time_seconds",
             "{{worker}} · {{instance}}",
