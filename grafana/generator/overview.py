@@ -26,6 +26,7 @@ def overview() -> dict[str, Any]:
                     stat(traffic.SLOWEST, trend=False),
                     stat(workers.UTILISATION),
                     stat(monitoring.FIRING),
+                    widths=(4, 4, 4, 5, 4, 3),  # the slowest route has a name
                 ),
                 line(
                     6,

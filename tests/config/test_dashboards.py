@@ -400,6 +400,19 @@ def grafana_ini() -> configparser.ConfigParser:
     return settings
 
 
+def test_a_dashboard_goes_with_its_file_and_cannot_be_changed_in_the_browser() -> None:
+    text = (GRAFANA / "provisioning" / "dashboards" / "dashboards.yml").read_text()
+    (provider,) = yaml.safe_load(text)["providers"]
+    assert provider["disableDeletion"] is False
+    assert provider["allowUiUpdates"] is False
+
+
+def test_compression_that_takes_grafana_13_beyond_its_memory_limit_is_off(
+    grafana_ini: configparser.ConfigParser,
+) -> None:
+    assert grafana_ini.getboolean("server", "enable_gzip") is False
+
+
 def test_the_overview_is_the_home_page(grafana_ini: configparser.ConfigParser) -> None:
     home = grafana_ini["dashboards"]["default_home_dashboard_path"]
     assert (GRAFANA / "dashboards" / Path(home).name).is_file()

@@ -35,6 +35,12 @@ def test_grafana(check: Callable[[Grafana], None], grafana: Grafana) -> None:
     check(grafana)
 
 
+def test_a_healthy_start_logs_no_error_about_our_files(grafana: Grafana, watched: Stack) -> None:
+    del grafana  # it has started
+    errors = [line for line in watched.logs("grafana").splitlines() if '"level":"error"' in line]
+    assert [line for line in errors if "provisioning" in line or "plugin" in line] == []
+
+
 def test_grafana_shows_the_traffic_that_was_sent(grafana: Grafana, watched: Stack) -> None:
     check_figures(grafana, watched.http)
 

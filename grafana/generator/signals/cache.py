@@ -36,7 +36,11 @@ HIT_RATIO = Signal(
             overall("route:nginx_cache_hit:ratio_rate5m", "route:nginx_cache_lookups:rate5m"),
             "hits",
         ),
-        limit(f"1 - {threshold('cache_miss_ratio')}", "alert below"),
+        limit(
+            f"1 - {threshold('cache_miss_ratio')}",
+            "alert below",
+            beside=f"sum(route:nginx_cache_lookups:rate5m{{{ROUTE}}}) > 0",
+        ),
     ),
     empty="No cacheable traffic",
     colours={"hits": colours.GOOD},

@@ -152,7 +152,8 @@ COLUMNS = (
     Column("flask_seconds_per_second", "Flask s/s", "none", flask_seconds),
 )
 
-REQUEST_TREND = "sum by (route) (route:nginx_requests:rate1m)"
+# Recorded once a minute, so that a week has few samples; a sparkline needs no more.
+REQUEST_TREND = "sum by (route) (route:nginx_requests:increase1m)"
 
 # Values of `route` that stand for no route of the application; they come last in the table.
 NO_ROUTE = "none|unmatched|overflow"

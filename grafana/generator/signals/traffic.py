@@ -91,7 +91,7 @@ SLOWEST = Signal(
         limit(f"max(route_threshold:request_p95_seconds and on (stack, route) {SLOWEST_NOW})"),
     ),
     empty="No traffic",
-    basis=Query(f'label_join({OF_SLOWEST.expr}, "text", ": p95 of ", "route", "text")', "text"),
+    basis=Query(f'label_join({OF_SLOWEST.expr}, "text", ", ", "route", "text")', "text"),
 )
 
 BY_ROUTE = Signal(
