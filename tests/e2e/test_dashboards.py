@@ -477,29 +477,6 @@ def test_a_route_shows_its_own_traffic_only(traffic: Traffic) -> None:
     assert traffic.values("Responses by status class", "5xx", "/info") == {}
 
 
-def test_an_uncached_route_has_no_panel_with_a_limit_only(traffic: Traffic) -> None:
-    silent = []
-    for panel in DASHBOARDS["route"]["panels"]:
-        cases = [
-            Case("route", panel, target)
-            for target in panel.get("targets", [])
-            if not target["instant"]
-        ]
-        shown = [
-            case
-            for case in cases
-            if over_time(
-                traffic.stack,
-                case.target["expr"].replace("$route", "/info"),
-                traffic.started,
-                traffic.ended,
-            )
-        ]
-        if shown and all(map(is_limit, shown)):
-            silent.append(panel["title"])
-    assert silent == []
-
-
 def test_ratios_are_those_of_all_traffic_since_the_start(traffic: Traffic) -> None:
     answers = traffic.everything
     errors = count(answers, status="5..") / answers.total()

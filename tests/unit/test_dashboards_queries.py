@@ -167,6 +167,15 @@ def test_a_route_is_compared_with_its_own_threshold_and_the_overview_with_the_ge
     prometheus.expect(own, {"{}": 5}, at="0s", given=given)
 
 
+def test_a_route_without_a_cache_has_no_limit_of_its_hit_ratio(prometheus: Prometheus) -> None:
+    given = {
+        f'route_threshold:cache_miss_ratio{{route="{route}"}}': "0.4" for route in ("/a", "/b")
+    } | {'route:nginx_cache_lookups:rate5m{route="/a"}': "1"}
+    limit = cache.HIT_RATIO.for_one_route().limit.expr
+    prometheus.expect(limit.replace("$route", "/a"), {"{}": 0.6}, at="0s", given=given)
+    prometheus.expect(limit.replace("$route", "/b"), {}, at="0s", given=given)
+
+
 def test_a_worker_is_stuck_if_it_holds_a_request_and_answers_none_for_half_a_minute(
     prometheus: Prometheus,
 ) -> None:
