@@ -83,7 +83,7 @@ def _render_gate(environment: dict[str, str], folder: Path) -> None:
     users = {"console-gate": bcrypt.hashpw(password, bcrypt.gensalt(4)).decode()}
     (folder / "web.yml").write_text(yaml.safe_dump({"basic_auth_users": users}))
     login = base64.b64encode(b"console-gate:" + password).decode()
-    template = ROOT / "console-gate" / "nginx.conf.template"
+    template = ROOT / "nginx" / "console-gate" / "nginx.conf.template"
     prefixes = ("CONSOLE_", "NGINX_", "PROMETHEUS_", "ALERTMANAGER_", "GRAFANA_")
     values = environment | {"CONSOLE_AUTHORIZATION": f"Basic {login}"}
     fill(template, folder / "nginx.conf", values, prefixes)
