@@ -1,4 +1,4 @@
-"""What all tests share: kinds of stacks, a line about skipped tests, a failure if anything runs."""
+"""What all tests share: kinds of stacks, an option, a summary, a failure if anything still runs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,21 @@ ENDED_WITHIN = 10.0  # seconds, after the last test
 LEFT = pytest.StashKey[list[str]]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option for faults that take long."""
+    parser.addoption("--all-faults", action="store_true", help="also faults that take long")
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the markers
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run all tests of one stack in one process. Stacks mostly wait, so several run at once."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run all tests of one stack in one process. Stacks mostly wait, so several run at once.
+
+    Leaves out faults that take long, without a line for each.
+    """
+    if not config.getoption("--all-faults"):
+        long = [item for item in items if item.get_closest_marker("all_faults")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
     for item in items:
         if isinstance(item, pytest.Function) and item.path.parent.name in ("e2e", "fuzz"):
             module = "shared" if "stack" in item.fixturenames else item.path.stem
@@ -61,5 +73,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if reasons:
         text = "; ".join(f"{count} ({reason})" for reason, count in reasons.most_common())
         terminalreporter.write_line(f"skipped: {text}")
+    rows = [
+        value
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        for name, value in getattr(report, "user_properties", ())
+        if name == "row" and report.when == "teardown"
+    ]
+    for row in sorted(rows):
+        terminalreporter.write_line(row)
     for left in terminalreporter.config.stash.get(LEFT, []):
         terminalreporter.write_line(f"the tests left this running: {left}", red=True)

@@ -1,0 +1,268 @@
+"""What can break in a stack: how, how it is mended, and the alert that reports it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+
+from tests.gunicorns import METRICS_SERVER
+from tests.stacks import ComposeStack, Process, Stack, wait_until
+
+BOTH = ("local", "compose")
+
+
+def _nothing(_: Stack) -> None:
+    """Wait for the stack to mend itself."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """A fault.
+
+    `mend` is what somebody has to do; most faults mend themselves. `alert` is empty where nobody
+    has to know.
+    """
+
+    name: str
+    cause: Callable[[Stack], object]
+    mend: Callable[[Stack], object] = _nothing
+    alert: str = ""
+    kinds: tuple[str, ...] = BOTH
+    why: str = ""  # it cannot be had on the other kind
+    quick: bool = False  # runs without --all-faults
+    loses_counts: bool = False  # what nginx has not written yet, or cannot write
+
+    @property
+    def mended(self) -> bool:
+        """Whether somebody has to mend it."""
+        return self.mend is not _nothing
+
+
+def send(stack: Stack, service: str, number: signal.Signals) -> None:
+    """Send a signal to a service's main process, from outside of its container.
+
+    The engine restarts a container that ends so. (It does not after `docker kill`.)
+    """
+    os.kill(stack.main_process(service), number)
+
+
+def send_all(stack: Stack, service: str, number: signal.Signals) -> None:
+    """Send a signal to every process of a service, workers first."""
+    for process in reversed(stack.processes(service)):
+        os.kill(process.pid, number)
+
+
+def workers(stack: Stack, service: str) -> list[Process]:
+    """The processes of a service that do its work."""
+    _, *others = stack.processes(service)
+    return [each for each in others if METRICS_SERVER not in each.command]
+
+
+def send_workers(
+    stack: Stack, service: str, number: signal.Signals, most: int | None = None
+) -> None:
+    """Send a signal to a service's workers, or to the first of them."""
+    for process in workers(stack, service)[:most]:
+        os.kill(process.pid, number)
+
+
+def kill_metrics_server(stack: Stack) -> None:
+    """Kill the process that answers the scrapes of flask-app."""
+    for process in stack.processes("flask-app"):
+        if METRICS_SERVER in process.command:
+            os.kill(process.pid, signal.SIGKILL)
+
+
+def reload_often(stack: Stack) -> None:
+    """Reload nginx 20 times, each when the last one is done."""
+    for _ in range(20):
+        old = {each.pid for each in workers(stack, "nginx-proxy")}
+        send(stack, "nginx-proxy", signal.SIGHUP)
+        wait_until(
+            lambda old=old: {each.pid for each in workers(stack, "nginx-proxy")} - old,
+            20,
+            "new workers",
+        )
+
+
+def pass_on(stack: Stack, query: str) -> None:
+    """Ask the app for something that harms it."""
+    subprocess.run(["curl", "-s", "-m", "20", f"{stack.flask}/?{query}"], check=False, stdout=-3)
+
+
+def traffic_network(stack: Stack, *command: str) -> None:
+    """Run `docker network` on flask-app and the network between it and nginx."""
+    assert isinstance(stack, ComposeStack)
+    action, *options = command
+    network = f"{stack.project}_traffic"
+    container = stack.containers("flask-app")[0]
+    subprocess.run(["docker", "network", action, *options, network, container], check=True)
+
+
+def scale(stack: Stack, replicas: int) -> None:
+    """Run so many replicas of flask-app."""
+    assert isinstance(stack, ComposeStack)
+    options = ("--no-deps", "--no-recreate", "--wait", f"--scale=flask-app={replicas}")
+    stack.compose("up", "--detach", *options, "flask-app")
+
+
+def kill_one_of_three(stack: Stack) -> None:
+    """Kill a replica, a while after two more were started."""
+    assert isinstance(stack, ComposeStack)
+    scale(stack, 3)
+    wait_until(lambda: len(stack.query('up{job="flask-app"} == 1')) == 3, 60, "three targets")
+    stack.kill_container(stack.containers("flask-app")[-1])
+
+
+def back_to_one(stack: Stack) -> None:
+    """Remove the killed replica and end another one."""
+    assert isinstance(stack, ComposeStack)
+    stack.compose("rm", "--force", "flask-app")
+    scale(stack, 1)
+
+
+LOG = "/var/log/nginx-metrics"
+
+
+def in_nginx(stack: Stack, script: str) -> None:
+    """Run a script in nginx's container."""
+    assert isinstance(stack, ComposeStack)
+    stack.compose("exec", "-T", "nginx-proxy", "sh", "-c", script)
+
+
+def kill_supervisord(stack: Stack) -> None:
+    """Kill the parent of all local processes."""
+    os.kill(int((stack.run / "supervisord.pid").read_text()), signal.SIGKILL)
+
+
+def start_again(stack: Stack) -> None:
+    """End the orphaned processes, and start the stack."""
+    assert stack.command("down").returncode == 0
+    stack.up()
+
+
+def without_alertmanager(stack: Stack) -> None:
+    """Stop Alertmanager, and then a service whose end is an alert."""
+    stack.stop("alertmanager")
+    stack.stop("nginx-access-exporter")
+
+
+def with_alertmanager(stack: Stack) -> None:
+    """Start both again."""
+    stack.start("alertmanager")
+    stack.start("nginx-access-exporter")
+
+
+def killed(service: str) -> Callable[[Stack], None]:
+    """What kills a service's main process."""
+    return lambda stack: send(stack, service, signal.SIGKILL)
+
+
+NO_LIMIT = "local processes have no memory limit"
+NO_DNS = "local processes have an address instead of a name"
+OWN_DISK = "a local log is on the machine's own disk"
+ONE = "local processes have no replicas"
+
+
+def every() -> Iterator[Fault]:
+    """All faults. An alert goes on for a while, so faults with the same one are far apart."""
+    app, proxy, exporter = "flask-app", "nginx-proxy", "nginx-access-exporter"
+    kill, halt, go_on = signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT
+    yield Fault(
+        "a gunicorn worker is killed",
+        lambda stack: send_workers(stack, app, kill, 1),
+        alert="WorkerKilled",
+        quick=True,
+    )
+    yield Fault(
+        "a gunicorn worker hangs (SIGSTOP)",
+        lambda stack: send_workers(stack, app, halt, 1),
+        alert="WorkerTimeouts",
+    )
+    yield Fault("gunicorn's arbiter is killed", killed(app), quick=True)
+    yield Fault(
+        "flask-app is stopped, and started later",
+        lambda stack: stack.stop(app),
+        lambda stack: stack.start(app),
+        alert="UpstreamDown",
+    )
+    yield Fault(
+        "flask-app runs out of memory",
+        lambda stack: pass_on(stack, "allocate=1000000000"),
+        alert="WorkerKilled",
+        kinds=("compose",),
+        why=NO_LIMIT,
+    )
+    yield Fault(
+        "all gunicorn workers hang",
+        lambda stack: send_workers(stack, app, halt),
+        alert="WorkerTimeouts",
+        quick=True,
+    )
+    yield Fault(
+        "flask-app is paused",
+        lambda stack: send_all(stack, app, halt),
+        lambda stack: send_all(stack, app, go_on),
+        alert="UpstreamDown",
+    )
+    yield Fault("gunicorn's metrics server is killed", kill_metrics_server)
+    yield Fault(
+        "flask-app's name leaves DNS",
+        lambda stack: traffic_network(stack, "disconnect"),
+        lambda stack: traffic_network(stack, "connect", "--alias=flask-app"),
+        alert="UpstreamDown",
+        kinds=("compose",),
+        why=NO_DNS,
+    )
+    yield Fault(
+        "one of three replicas is killed",
+        kill_one_of_three,
+        back_to_one,
+        kinds=("compose",),
+        why=ONE,
+    )
+    yield Fault(
+        "an nginx worker is killed",
+        lambda stack: send_workers(stack, proxy, kill, 1),
+        loses_counts=True,
+    )
+    yield Fault("nginx's master is killed", killed(proxy), quick=True, loses_counts=True)
+    yield Fault("nginx is reloaded 20 times", reload_often, quick=True)
+    yield Fault("nginx is restarted", lambda stack: stack.restart(proxy))
+    yield Fault("nginx-access-exporter is killed", killed(exporter))
+    yield Fault(
+        "nginx-access-exporter is paused",
+        lambda stack: send_all(stack, exporter, halt),
+        lambda stack: send_all(stack, exporter, go_on),
+        alert="TargetDown",
+        quick=True,
+    )
+    yield Fault(
+        "the metrics log's memory is full",
+        lambda stack: in_nginx(stack, f"dd if=/dev/zero of={LOG}/ballast bs=1M || true"),
+        lambda stack: in_nginx(stack, f"rm {LOG}/ballast"),
+        alert="RequestsUnaccounted",
+        loses_counts=True,
+        kinds=("compose",),
+        why=OWN_DISK,
+    )
+    yield Fault("Prometheus is killed", killed("prometheus"))
+    yield Fault(
+        "Alertmanager is down when an alert starts",
+        without_alertmanager,
+        with_alertmanager,
+        alert="AlertDeliveryFailing",
+    )
+    yield Fault(
+        "supervisord is killed",
+        kill_supervisord,
+        start_again,
+        kinds=("local",),
+        why="with Docker, the engine does its work",
+    )
+
+
+FAULTS = list(every())
