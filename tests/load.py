@@ -57,7 +57,7 @@ class Load:
     KINDS = tuple(itertools.product(("GET", "POST"), (True, False)))
 
     def __init__(self, url: str, rate: float) -> None:
-        """Prepare `rate` requests a second for `url`."""
+        """Prepare `rate` requests a second for `url`; `{}` in it is each request's number."""
         parts = urlsplit(url)
         self._host, self._port = parts.hostname, parts.port
         self._target = f"{parts.path or '/'}?{parts.query}"
@@ -86,26 +86,27 @@ class Load:
             await asyncio.sleep(began + number / self._rate - time.monotonic())
             if self._stopped.is_set():
                 break
-            task = asyncio.create_task(self._ask(method, kept=kept))
+            target = self._target.replace("{}", str(number))
+            task = asyncio.create_task(self._ask(method, target, kept=kept))
             asking.add(task)
             task.add_done_callback(asking.discard)
         await asyncio.gather(*asking)
         for _, writer in self._idle:
             writer.close()
 
-    async def _ask(self, method: str, *, kept: bool) -> None:
+    async def _ask(self, method: str, target: str, *, kept: bool) -> None:
         began, status = time.monotonic(), 0
         with contextlib.suppress(OSError, EOFError, asyncio.TimeoutError):
-            status = await asyncio.wait_for(self._exchange(method, kept=kept), PATIENCE)
+            status = await asyncio.wait_for(self._exchange(method, target, kept=kept), PATIENCE)
         self.answers.append(Answer(method, kept, began, time.monotonic(), status))
 
-    async def _exchange(self, method: str, *, kept: bool) -> int:
+    async def _exchange(self, method: str, target: str, *, kept: bool) -> int:
         reader, writer = await self._connection(kept=kept)
         try:
             body = BODY if method == "POST" else ""
             connection = "keep-alive" if kept else "close"
             writer.write(
-                f"{method} {self._target} HTTP/1.1\r\nHost: localhost\r\n"
+                f"{method} {target} HTTP/1.1\r\nHost: localhost\r\n"
                 f"Connection: {connection}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
             )
             head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()

@@ -34,6 +34,7 @@ class Fault:
     why: str = ""  # it cannot be had on the other kind
     quick: bool = False  # runs without --all-faults
     loses_counts: bool = False  # what nginx has not written yet, or cannot write
+    path: str = "/?size=10"  # what the load asks for
 
     @property
     def mended(self) -> bool:
@@ -131,6 +132,23 @@ def in_nginx(stack: Stack, script: str) -> None:
     """Run a script in nginx's container."""
     assert isinstance(stack, ComposeStack)
     stack.compose("exec", "-T", "nginx-proxy", "sh", "-c", script)
+
+
+# With Docker the cache is a small file system of its own: see test_faults.py.
+FULL = {
+    "local": "mount -t tmpfs -o size=512k tmpfs responses",
+    "compose": "dd if=/dev/zero of=filler bs=1M 2>/dev/null || true",
+}
+EMPTY = {"local": "umount responses", "compose": "rm filler"}
+
+
+def beside_cache(stack: Stack, script: str) -> None:
+    """Run a script in the folder of nginx's cache, as the user that nginx runs as."""
+    if isinstance(stack, ComposeStack):
+        in_nginx(stack, f"cd /var/cache/nginx && {script}")
+    else:
+        folder = stack.run / "nginx" / "cache"
+        subprocess.run(["sh", "-c", script], cwd=folder, check=True)
 
 
 def kill_supervisord(stack: Stack) -> None:
@@ -248,6 +266,28 @@ def every() -> Iterator[Fault]:
         loses_counts=True,
         kinds=("compose",),
         why=OWN_DISK,
+    )
+    new_entries = "/cache-me?size=10&n={}"
+    yield Fault(
+        "the cache's disk is full",
+        lambda stack: beside_cache(stack, FULL[stack.kind]),
+        lambda stack: beside_cache(stack, EMPTY[stack.kind]),
+        alert="CacheNotWritable",
+        path=new_entries,
+    )
+    yield Fault(
+        "the cache's folder is removed",
+        lambda stack: beside_cache(stack, "rm -r responses"),
+        path=new_entries,
+    )
+    yield Fault(
+        "the cache's folder is read-only",
+        lambda stack: beside_cache(stack, "chmod 500 responses"),
+        lambda stack: beside_cache(stack, "chmod 700 responses"),
+        alert="CacheNotWritable",
+        kinds=("compose",) if os.geteuid() == 0 else BOTH,
+        why="root may write to any folder",
+        path=new_entries,
     )
     yield Fault("Prometheus is killed", killed("prometheus"))
     yield Fault(

@@ -15,11 +15,17 @@ import pytest
 from tests.alerting import GUNICORN_TIMEOUT, faster_configuration
 from tests.e2e.faults import FAULTS, Fault
 from tests.load import Answer, Load
-from tests.stacks import ComposeStack, Stack, launch, wait_until
+from tests.stacks import KINDS, ComposeStack, Stack, wait_until
 
 RATE = 40  # requests a second
 CALM = 2 * RATE  # answers without a failure, after which a stack has recovered
 WITHIN = 120.0  # seconds, for an alert or a recovery
+# A file system that can be filled.
+SMALL_DISK = """
+volumes:
+  nginx-cache:
+    driver_opts: {type: tmpfs, device: tmpfs, o: "size=48m,uid=101,gid=101,mode=0750"}
+"""
 COUNTED = "nginx_route_requests_total"
 
 
@@ -28,9 +34,17 @@ def fast(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]
     """A stack whose alerts come faster."""
     if kind == "compose" and os.geteuid() != 0:
         pytest.skip("only root can send signals to processes in containers")
-    settings = faster_configuration(tmp_path_factory.mktemp(f"faults-{kind}"))
-    with launch(kind, settings | {"GUNICORN_TIMEOUT": str(GUNICORN_TIMEOUT)}) as running:
+    folder = tmp_path_factory.mktemp(f"faults-{kind}")
+    settings = faster_configuration(folder) | {"GUNICORN_TIMEOUT": str(GUNICORN_TIMEOUT)}
+    running = KINDS[kind](settings)
+    if isinstance(running, ComposeStack):
+        (folder / "small.yaml").write_text(SMALL_DISK)
+        running.files.append(folder / "small.yaml")
+    try:
+        running.up()
         yield running
+    finally:
+        running.down()
 
 
 def firing(stack: Stack) -> set[str]:
@@ -75,7 +89,7 @@ def test_a_stack_recovers(
     wait_until(lambda: fault.alert not in firing(fast), WITHIN, "an earlier alert to end")
     before = firing(fast)
     counted = fast.total("nginx-access-exporter", COUNTED)
-    with Load(f"{fast.http}/?size=10", RATE) as load:
+    with Load(f"{fast.http}{fault.path}", RATE) as load:
         wait_until(calm(load), WITHIN, "load")
         began = time.monotonic()
         fault.cause(fast)
