@@ -86,7 +86,11 @@ def test_a_stack_recovers(
     if fast.kind not in fault.kinds:
         record_property("row", f"| {fault.name} | {fast.kind} | {fault.why} |")
         pytest.skip(fault.why)
-    wait_until(lambda: fault.alert not in firing(fast), WITHIN, "an earlier alert to end")
+    try:
+        wait_until(lambda: fault.alert not in firing(fast), WITHIN, "an earlier alert to end")
+    except AssertionError as error:
+        error.add_note(f"{fast.query('up')}")
+        raise
     before = firing(fast)
     counted = fast.total("nginx-access-exporter", COUNTED)
     with Load(f"{fast.http}{fault.path}", RATE) as load:
