@@ -40,9 +40,6 @@ class Container:
 
     id: str
     service: str
-    image: str  # its id
-    image_name: str
-    settings: str  # a hash, which Compose makes
     state: str  # of its process, as the engine names it
     healthy: bool  # it runs, and its health check passes if it has one
     restarting: bool  # it waits for its next start
@@ -90,7 +87,7 @@ def up(values: dict[str, str], *, attach: bool) -> int:
     if attach:
         return call("up", "--build")
     _build()
-    if (replicas := _replicas()) and not all(map(_is_current, replicas)):
+    if (replicas := _replicas()) and _has_changed(replicas):
         _replace(replicas)
     if code := _start():
         return code
@@ -224,11 +221,12 @@ def _replicas() -> list[Container]:
     return replicas if all(each.healthy for each in replicas) else []
 
 
-def _is_current(replica: Container) -> bool:
-    """Whether the replica runs the app's present image and settings."""
-    wanted = output("config", "--hash", "flask-app").split()[-1]
-    image = _output("docker", "image", "inspect", "--format", "{{.Id}}", replica.image_name).strip()
-    return (replica.image, replica.settings) == (image, wanted)
+def _has_changed(replicas: list[Container]) -> bool:
+    """Whether Compose would end these replicas of the app, to start others in their place."""
+    options = ("--detach", "--no-deps", "--no-build", f"--scale=flask-app={len(replicas)}")
+    command = ["docker", "compose", "--dry-run", "up", *options, "flask-app"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return "Recreate" in done.stdout + done.stderr
 
 
 def _replace(replicas: list[Container]) -> None:
@@ -327,9 +325,6 @@ def _containers() -> Iterator[Container]:
         yield Container(
             details["Id"],
             details["Config"]["Labels"]["com.docker.compose.service"],
-            details["Image"],
-            details["Config"]["Image"],
-            details["Config"]["Labels"]["com.docker.compose.config-hash"],
             state["Status"],
             healthy=state["Status"] == "running"
             and (state.get("Health") or {}).get("Status", "healthy") in ("healthy", "none"),

@@ -125,9 +125,6 @@ def back_to_one(stack: Stack) -> None:
     scale(stack, 1)
 
 
-LOG = "/var/log/nginx-metrics"
-
-
 def in_nginx(stack: Stack, script: str) -> None:
     """Run a script in nginx's container."""
     assert isinstance(stack, ComposeStack)
@@ -151,29 +148,6 @@ def beside_cache(stack: Stack, script: str) -> None:
         subprocess.run(["sh", "-c", script], cwd=folder, check=True)
 
 
-def kill_supervisord(stack: Stack) -> None:
-    """Kill the parent of all local processes."""
-    os.kill(int((stack.run / "supervisord.pid").read_text()), signal.SIGKILL)
-
-
-def start_again(stack: Stack) -> None:
-    """End the orphaned processes, and start the stack."""
-    assert stack.command("down").returncode == 0
-    stack.up()
-
-
-def without_alertmanager(stack: Stack) -> None:
-    """Stop Alertmanager, and then a service whose end is an alert."""
-    stack.stop("alertmanager")
-    stack.stop("nginx-access-exporter")
-
-
-def with_alertmanager(stack: Stack) -> None:
-    """Start both again."""
-    stack.start("alertmanager")
-    stack.start("nginx-access-exporter")
-
-
 def killed(service: str) -> Callable[[Stack], None]:
     """What kills a service's main process."""
     return lambda stack: send(stack, service, signal.SIGKILL)
@@ -181,7 +155,6 @@ def killed(service: str) -> Callable[[Stack], None]:
 
 NO_LIMIT = "local processes have no memory limit"
 NO_DNS = "local processes have an address instead of a name"
-OWN_DISK = "a local log is on the machine's own disk"
 ONE = "local processes have no replicas"
 
 
@@ -258,15 +231,6 @@ def every() -> Iterator[Fault]:
         alert="TargetDown",
         quick=True,
     )
-    yield Fault(
-        "the metrics log's memory is full",
-        lambda stack: in_nginx(stack, f"dd if=/dev/zero of={LOG}/ballast bs=1M || true"),
-        lambda stack: in_nginx(stack, f"rm {LOG}/ballast"),
-        alert="RequestsUnaccounted",
-        loses_counts=True,
-        kinds=("compose",),
-        why=OWN_DISK,
-    )
     new_entries = "/cache-me?size=10&n={}"
     yield Fault(
         "the cache's disk is full",
@@ -275,34 +239,7 @@ def every() -> Iterator[Fault]:
         alert="CacheNotWritable",
         path=new_entries,
     )
-    yield Fault(
-        "the cache's folder is removed",
-        lambda stack: beside_cache(stack, "rm -r responses"),
-        path=new_entries,
-    )
-    yield Fault(
-        "the cache's folder is read-only",
-        lambda stack: beside_cache(stack, "chmod 500 responses"),
-        lambda stack: beside_cache(stack, "chmod 700 responses"),
-        alert="CacheNotWritable",
-        kinds=("compose",) if os.geteuid() == 0 else BOTH,
-        why="root may write to any folder",
-        path=new_entries,
-    )
     yield Fault("Prometheus is killed", killed("prometheus"))
-    yield Fault(
-        "Alertmanager is down when an alert starts",
-        without_alertmanager,
-        with_alertmanager,
-        alert="AlertDeliveryFailing",
-    )
-    yield Fault(
-        "supervisord is killed",
-        kill_supervisord,
-        start_again,
-        kinds=("local",),
-        why="with Docker, the engine does its work",
-    )
 
 
 FAULTS = list(every())

@@ -64,6 +64,24 @@ def calm(load: Load) -> Callable[[], bool]:
     return is_calm
 
 
+def settled(stack: Stack) -> float:
+    """What nginx-access-exporter has counted, once that no longer changes.
+
+    nginx writes its lines at least once a second.
+    """
+    last, since = -1.0, time.monotonic()
+
+    def unchanged() -> bool:
+        nonlocal last, since
+        now = stack.total("nginx-access-exporter", COUNTED)
+        if now != last:
+            last, since = now, time.monotonic()
+        return time.monotonic() > since + 2
+
+    wait_until(unchanged, 60, "the counts to settle")
+    return last
+
+
 def with_method(answers: list[Answer], method: str) -> int:
     """How many of these requests had this method."""
     return sum(each.method == method for each in answers)
@@ -92,29 +110,28 @@ def test_a_stack_recovers(
         error.add_note(f"{fast.query('up')}")
         raise
     before = firing(fast)
-    counted = fast.total("nginx-access-exporter", COUNTED)
+    counted = settled(fast)
     with Load(f"{fast.http}{fault.path}", RATE) as load:
         wait_until(calm(load), WITHIN, "load")
         began = time.monotonic()
         fault.cause(fast)
-        if fault.alert:
-            wait_until(lambda: fault.alert in firing(fast), WITHIN, fault.alert)
-            reported = f"{fault.alert} after {time.monotonic() - began:.0f} s"
-        mended = time.monotonic() if fault.mended else began
-        fault.mend(fast)
+        try:
+            if fault.alert:
+                wait_until(lambda: fault.alert in firing(fast), WITHIN, fault.alert)
+                reported = f"{fault.alert} after {time.monotonic() - began:.0f} s"
+        finally:
+            mended = time.monotonic() if fault.mended else began
+            fault.mend(fast)
         wait_until(calm(load), WITHIN, "no request to fail any more")
     if isinstance(fast, ComposeStack):
         fast.start("nginx-access-exporter")  # its address is another one if it was killed
     answered = sum(each.status > 0 for each in load.answers)
 
-    def count() -> float:
-        return fast.total("nginx-access-exporter", COUNTED) - counted
-
+    grown = settled(fast) - counted
     if fault.loses_counts:
-        lost = f"{answered - count():.0f} of {answered} lost"
+        lost = f"{answered - grown:.0f} of {answered} lost"
     else:
-        wait_until(lambda: count() >= answered, 30, "every answer to be counted")
-        assert count() <= len(load.answers)
+        assert answered <= grown <= len(load.answers)
         lost = "exact"
     # In a list, since an empty set is false.
     others = wait_until(lambda: [firing(fast)], 30, "Prometheus to answer")[0] - before
