@@ -18,8 +18,8 @@ import pytest
 import requests
 
 from local.settings import ROOT
+from tests.alerting import faster
 from tests.config.test_dashboards import DASHBOARDS
-from tests.e2e.test_alerts import faster
 from tests.sample import tracked
 from tests.stacks import engine_missing, run, wait_until
 

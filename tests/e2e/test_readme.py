@@ -16,7 +16,7 @@ import pytest
 import requests
 
 from local.settings import ROOT
-from tests.e2e.test_alerts import faster_configuration
+from tests.alerting import faster_configuration
 from tests.stacks import Stack, grafana_image, launch, wait_until
 
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)

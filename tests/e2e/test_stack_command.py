@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from local.orphans import alive
-from local.settings import ROOT, settings
+from local.settings import ROOT, SERVICES, settings
 from tests.alerting import Receivers
 from tests.stacks import (
     ComposeStack,
@@ -73,11 +73,11 @@ def test_status_names_a_service_that_is_stopped(local: LocalStack) -> None:
 
 
 def test_a_second_up_changes_nothing(local: LocalStack) -> None:
-    before = processes_of(local.run)
+    before = {each.name: local.main_process(each.name) for each in SERVICES}
     done = local.command("up", "--local")
     assert done.returncode == 0
     assert "already running" in done.stdout
-    assert processes_of(local.run) == before
+    assert {each.name: local.main_process(each.name) for each in SERVICES} == before
 
 
 def test_an_interrupted_second_up_does_not_stop_the_stack(local: LocalStack) -> None:

@@ -23,7 +23,7 @@ import pytest
 import requests
 
 from nginx_access_exporter.line import CACHE_STATUSES, METHODS, NO_CACHE_STATUS, OTHER_METHOD
-from tests.e2e.test_alerts import faster_configuration
+from tests.alerting import faster_configuration
 from tests.fuzz.counting import EXPORTER, Counts, samples, scrapes, settled
 from tests.fuzz.hostile import attacks, send
 from tests.stacks import KINDS, ROOT, ComposeStack, Process, Stack, wait_until
