@@ -32,7 +32,8 @@ from tests.remains import RUN
 
 T = TypeVar("T")
 
-COMPOSE_FILES = (ROOT / "compose.yaml", ROOT / "tests" / "compose.test.yaml")
+REACHABLE = ROOT / "tests" / "compose.reachable.yaml"
+COMPOSE_FILES = (ROOT / "compose.yaml", ROOT / "tests" / "compose.test.yaml", REACHABLE)
 # The app with routes that are slow or fail on demand; see tests/apps/.
 TEST_SETTINGS = {"WSGI_APP": "faulty:app"}
 METRICS_PORTS = {

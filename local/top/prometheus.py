@@ -11,6 +11,7 @@ import urllib.request
 from typing import Any
 
 TIMEOUT = 20.0  # seconds
+PROXY_ERRORS = (502, 504)  # of console-gate, say
 
 Labels = dict[str, str]
 
@@ -68,6 +69,8 @@ class Prometheus:
 
 def _refusal(error: urllib.error.HTTPError) -> str:
     """What Prometheus gave as the reason of a status that is not 200."""
+    if error.code in PROXY_ERRORS:
+        return f"Prometheus does not answer: the proxy in front of it says {error.code}"
     text = error.read(1000).decode(errors="replace")
     try:
         text = json.loads(text)["error"]

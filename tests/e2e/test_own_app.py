@@ -16,7 +16,7 @@ import requests
 from local.settings import ROOT, read_env_file
 from tests.e2e.test_conservation import count, settled
 from tests.e2e.test_dashboards import DASHBOARDS, over_time
-from tests.stacks import KINDS, ComposeStack, LocalStack, Stack, run, wait_until
+from tests.stacks import KINDS, REACHABLE, ComposeStack, LocalStack, Stack, run, wait_until
 
 EXAMPLE = ROOT / "examples" / "own-app"
 SETTINGS = read_env_file("examples/own-app/settings.env")
@@ -42,7 +42,8 @@ def stack(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack
         }
     )
     if isinstance(stack, ComposeStack):
-        stack.files = [ROOT / name for name in SETTINGS["COMPOSE_FILE"].split(":")]
+        files = [ROOT / name for name in SETTINGS["COMPOSE_FILE"].split(":")]
+        stack.files = [*files, REACHABLE]
     try:
         assert "present schema" in app_command(stack, "flask", "--app", "wsgi", "migrate")
         stack.up()
