@@ -283,7 +283,7 @@ def _pull(values: dict[str, str]) -> None:
         )
 
 
-def _refuse_failed(since: float, before: set[str], only: str) -> None:
+def _refuse_failed(since: float, before: set[str], only: str = "") -> None:
     """Raise StackError if a container ended, or its app refuses the health check.
 
     Compose itself ends some of the containers from before the start, to replace them.

@@ -137,7 +137,9 @@ class _Headline:
 HEADLINE = {
     "requests_per_second": _Headline(top.request_rate),
     "error_ratio": _Headline(top.overall_error_ratio, traffic.ERROR_RATIO.limit),
-    "cache_hit_ratio": _Headline(top.overall_hit_ratio, cache.HIT_RATIO.limit, low_is_bad=True),
+    "cache_hit_ratio": _Headline(
+        top.overall_hit_ratio, cache.HIT_RATIO.for_all_routes().limit, low_is_bad=True
+    ),
     "p95_seconds": _Headline(top.slowest_route, P95_LIMIT),
     "worker_utilisation": _Headline(
         lambda window: f"max({top.utilisation(window)})", workers.UTILISATION.limit
