@@ -10,6 +10,7 @@ import socketserver
 import threading
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from email import message_from_bytes, policy
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,30 @@ def faster_configuration(folder: Path) -> dict[str, str]:
         "PROMETHEUS_CONFIG": str(folder / "prometheus.yml"),
         "ALERTMANAGER_CONFIG": str(folder / "alertmanager.yml"),
     }
+
+
+def post_silence(
+    stack: Stack, alertname: str, seconds: float, comment: str, headers: dict[str, str]
+) -> requests.Response:
+    """Ask Alertmanager to silence alerts from now on.
+
+    Args:
+        stack: whose Alertmanager is asked.
+        alertname: a regular expression.
+        seconds: how long.
+        comment: the silence's.
+        headers: of the request.
+    """
+    now = datetime.now(UTC)
+    silence = {
+        "matchers": [{"name": "alertname", "value": alertname, "isRegex": True}],
+        "startsAt": now.isoformat(),
+        "endsAt": (now + timedelta(seconds=seconds)).isoformat(),
+        "createdBy": "test",
+        "comment": comment,
+    }
+    url = f"{stack.alertmanager}/api/v2/silences"
+    return requests.post(url, json=silence, headers=headers, timeout=10)
 
 
 class Receivers:

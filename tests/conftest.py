@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import collections
-import os
 import time
 from pathlib import Path
 
 import pytest
 
 from tests import remains
-from tests.stacks import engine_missing
+from tests.stacks import require_engine
 
 ENDED_WITHIN = 10.0  # seconds, after the last test
 LEFT = pytest.StashKey[list[str]]()
@@ -41,11 +40,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session", params=["local", "compose"])
 def kind(request: pytest.FixtureRequest) -> str:
     """The kind of stack: local processes or Compose."""
-    if request.param == "compose" and engine_missing():
-        reason = f"no stack in containers: {engine_missing()}"
-        if os.environ.get("STACK_REQUIRE_DOCKER") == "1":
-            pytest.fail(reason, pytrace=False)
-        pytest.skip(reason)
+    if request.param == "compose":
+        require_engine("stack in containers")
     return request.param
 
 

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -33,6 +34,7 @@ from tests.remains import RUN
 T = TypeVar("T")
 
 REACHABLE = ROOT / "tests" / "compose.reachable.yaml"
+SMALL_CACHE = ROOT / "tests" / "compose.small-cache.yaml"
 COMPOSE_FILES = (ROOT / "compose.yaml", ROOT / "tests" / "compose.test.yaml", REACHABLE)
 # The app with routes that are slow or fail on demand; see tests/apps/.
 TEST_SETTINGS = {"WSGI_APP": "faulty:app"}
@@ -90,6 +92,29 @@ def wait_until(condition: Callable[[], T], timeout: float, what: str) -> T:
             last = error
         time.sleep(0.1)
     raise AssertionError(f"not within {timeout} s: {what} (last: {last!r})")
+
+
+def settle(read: Callable[[], T], quiet: float, timeout: float, what: str) -> T:
+    """Return what `read` returns, once that has not changed for `quiet` seconds.
+
+    Args:
+        read: a failed request counts as no change.
+        quiet: seconds.
+        timeout: seconds.
+        what: what the test waits for, named in the failure.
+    """
+    last: Any = None
+    since = time.monotonic()
+
+    def unchanged() -> bool:
+        nonlocal last, since
+        now = read()
+        if now != last:
+            last, since = now, time.monotonic()
+        return time.monotonic() > since + quiet
+
+    wait_until(unchanged, timeout, what)
+    return last
 
 
 class Stack:
@@ -360,9 +385,17 @@ KINDS: dict[str, type[Stack]] = {"local": LocalStack, "compose": ComposeStack}
 
 
 @contextlib.contextmanager
-def launch(kind: str, env: dict[str, str] | None = None) -> Iterator[Stack]:
-    """A stack of this kind with other settings, for as long as the context lasts."""
+def launch(kind: str, env: dict[str, str] | None = None, *files: Path) -> Iterator[Stack]:
+    """A stack of this kind with other settings, for as long as the context lasts.
+
+    Args:
+        kind: of KINDS.
+        env: the settings.
+        files: more Compose files, if it runs in containers.
+    """
     stack = KINDS[kind](env or {})
+    if isinstance(stack, ComposeStack):
+        stack.files += files
     try:
         stack.up()
         yield stack
@@ -379,6 +412,20 @@ def engine_missing() -> str:
     except (OSError, AssertionError) as error:
         return str(error)
     return ""
+
+
+def require_engine(what: str) -> None:
+    """Skip the test if no engine answers, or fail it if STACK_REQUIRE_DOCKER is 1.
+
+    Args:
+        what: what the test needs the engine for.
+    """
+    if not engine_missing():
+        return
+    reason = f"no {what}: {engine_missing()}"
+    if os.environ.get("STACK_REQUIRE_DOCKER") == "1":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
 
 
 @functools.cache
@@ -402,12 +449,14 @@ def children(pid: int) -> list[int]:
     return []
 
 
+def process_status(pid: int) -> dict[str, str]:
+    """What the kernel says of a process: see proc_pid_status(5)."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+
 def _process(pid: int) -> Process:
-    status = dict(
-        line.split(":\t", 1)
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
-        if ":\t" in line
-    )
+    status = process_status(pid)
     command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
     return Process(pid, int(status["NSpid"].split()[-1]), int(status["PPid"]), command)
 

@@ -139,9 +139,8 @@ def test_panel_title_description_rule(panel: Panel) -> None:
 
 def test_descriptions_name_panels_and_rows_that_exist() -> None:
     titles = {panel["title"] for dashboard in DASHBOARDS for panel in dashboard["panels"]}
-    known = (
-        titles | {dashboard["title"] for dashboard in DASHBOARDS} | {"Rules"}
-    )  # Prometheus' page
+    # "Rules" is a page of Prometheus.
+    known = titles | {dashboard["title"] for dashboard in DASHBOARDS} | {"Rules"}
     described = [panel["description"] for dashboard in DASHBOARDS for panel in panels(dashboard)]
     named = {name for text in described for name in re.findall(r"\*([A-Z][^*]+)\*", text)}
     assert len(named) > 10

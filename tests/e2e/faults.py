@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 
 from tests.gunicorns import METRICS_SERVER
-from tests.stacks import ComposeStack, Process, Stack, wait_until
+from tests.stacks import ComposeStack, Process, Stack, run, wait_until
 
 BOTH = ("local", "compose")
 
@@ -125,16 +125,10 @@ def back_to_one(stack: Stack) -> None:
     scale(stack, 1)
 
 
-def in_nginx(stack: Stack, script: str) -> None:
-    """Run a script in nginx's container."""
-    assert isinstance(stack, ComposeStack)
-    stack.compose("exec", "-T", "nginx-proxy", "sh", "-c", script)
-
-
-# With Docker the cache is a small file system of its own: see test_faults.py.
+# With Docker the cache is a small file system of its own: see SMALL_CACHE.
 FULL = {
     "local": "mount -t tmpfs -o size=512k tmpfs responses",
-    "compose": "dd if=/dev/zero of=filler bs=1M 2>/dev/null || true",
+    "compose": "dd if=/dev/zero of=filler bs=1M 2>/dev/null; test -s filler",
 }
 EMPTY = {"local": "umount responses", "compose": "rm filler"}
 
@@ -142,10 +136,9 @@ EMPTY = {"local": "umount responses", "compose": "rm filler"}
 def beside_cache(stack: Stack, script: str) -> None:
     """Run a script in the folder of nginx's cache, as the user that nginx runs as."""
     if isinstance(stack, ComposeStack):
-        in_nginx(stack, f"cd /var/cache/nginx && {script}")
+        stack.compose("exec", "-T", "nginx-proxy", "sh", "-c", f"cd /var/cache/nginx && {script}")
     else:
-        folder = stack.run / "nginx" / "cache"
-        subprocess.run(["sh", "-c", script], cwd=folder, check=True)
+        run(["sh", "-c", f"cd {stack.run}/nginx/cache && {script}"])
 
 
 def killed(service: str) -> Callable[[Stack], None]:

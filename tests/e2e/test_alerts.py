@@ -34,13 +34,13 @@ from tests.stacks import ComposeStack, Process, Stack, launch, wait_until
 DEADLINE = 150.0  # seconds for a message: the slowest takes 60 on an idle machine
 MEBIBYTE = 2**20
 
-# A metric of an exporter or server, not a record (they have colons).
-# After a failure, or with HTTPS.
+# Only after a failure, or with HTTPS.
 NOT_ALWAYS_THERE = {
     "nginx_route_incomplete_responses_total",
     "gunicorn_requests_shed_total",
     "nginx_certificate_expiry_timestamp_seconds",
 }
+# A metric of an exporter or server, not a record (they have colons).
 METRIC_NAME = r"(?<![:\w])(?:nginx|flask|gunicorn|prometheus|alertmanager|scrape)_[a-z_]+\b(?!:)"
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import requests
 
 from local.settings import ROOT
+from tests.alerting import post_silence
 from tests.e2e.test_own_app import app_command
 from tests.stacks import ComposeStack, Stack, grafana_image, launch, run, wait_until
 
@@ -24,7 +24,7 @@ COMMENT = "a silence to be kept"
 def test_data_is_there_again_after_a_restore(kind: str, tmp_path: Path) -> None:
     with launch(kind) as stack:
         app_command(stack, "sh", "-c", 'echo kept >"$APP_DATA_DIR/file"')
-        silence(stack)
+        post_silence(stack, "TargetDown", 3600, COMMENT, {}).raise_for_status()
         wait_until(lambda: stack.query('up{job="prometheus"}'), 60, "a sample")
         then = time.time()
 
@@ -65,18 +65,6 @@ def lose_data(stack: Stack) -> None:
         run([ROOT / "stack", "down"], stack.environment)
         for name in DATA:
             shutil.rmtree(stack.run / name)
-
-
-def silence(stack: Stack) -> None:
-    now = datetime.now(UTC)
-    made = {
-        "matchers": [{"name": "alertname", "value": "TargetDown", "isRegex": False}],
-        "startsAt": now.isoformat(),
-        "endsAt": (now + timedelta(hours=1)).isoformat(),
-        "createdBy": "test",
-        "comment": COMMENT,
-    }
-    requests.post(f"{stack.alertmanager}/api/v2/silences", json=made, timeout=10).raise_for_status()
 
 
 def silences(stack: Stack) -> list[str]:

@@ -10,65 +10,44 @@ from collections.abc import Iterator
 import pytest
 import requests
 
-from tests.stacks import KINDS, ComposeStack, Stack, run, wait_until
+from tests.e2e.faults import EMPTY, FULL, beside_cache
+from tests.stacks import SMALL_CACHE, Stack, launch, wait_until
 
 NOTICED_WITHIN = 10  # seconds
 ALERTED_WITHIN = 120
 ROOT_USER = os.geteuid() == 0
-# With Docker the cache is a file system of its own, small enough to fill.
-SMALL_DISK = """
-volumes:
-  nginx-cache:
-    driver_opts: {type: tmpfs, device: tmpfs, o: "size=48m,uid=101,gid=101,mode=0750"}
-"""
-# What breaks the cache and what repairs it, in the folder NGINX_CACHE_DIR.
-FAULTS = {
-    "replaced": ("mv responses aside && touch responses", "rm responses && mv aside responses"),
-    "read-only": ("chmod 500 responses", "chmod 700 responses"),
-    "full": ("dd if=/dev/zero of=filler bs=1M 2>/dev/null; test -s filler", "rm filler"),
-}
-SMALL_MOUNT = ("mount -t tmpfs -o size=512k tmpfs responses", "umount responses")
+FAULTS = ("replaced", "read-only", "full")
 
 
 @pytest.fixture(scope="module")
-def stack(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    stack = KINDS[kind]({})
-    if isinstance(stack, ComposeStack):
-        override = tmp_path_factory.mktemp("small-disk") / "compose.yaml"
-        override.write_text(SMALL_DISK)
-        stack.files.append(override)
-    try:
-        stack.up()
-        yield stack
-    finally:
-        stack.down()
+def stack(kind: str) -> Iterator[Stack]:
+    with launch(kind, None, SMALL_CACHE) as running:
+        yield running
 
 
-def beside_nginx(stack: Stack, script: str) -> None:
-    """Run a shell script in the folder of nginx's caches, as the user that nginx runs as."""
-    script = f'cd "$NGINX_CACHE_DIR" && {script}'
-    if isinstance(stack, ComposeStack):
-        stack.compose("exec", "-T", "nginx-proxy", "sh", "-c", script)
-    else:
-        folder = str(stack.run / "nginx" / "cache")
-        run(["sh", "-c", script], os.environ | {"NGINX_CACHE_DIR": folder})
+def commands(kind: str, fault: str) -> tuple[str, str]:
+    """What breaks the cache and what repairs it, in the folder of nginx's caches."""
+    match fault:
+        case "replaced":
+            return "mv responses aside && touch responses", "rm responses && mv aside responses"
+        case "read-only":
+            return "chmod 500 responses", "chmod 700 responses"
+    return FULL[kind], EMPTY[kind]
 
 
 @contextlib.contextmanager
 def broken(stack: Stack, fault: str) -> Iterator[None]:
     """A cache that cannot be written, for as long as the context lasts."""
-    breaks, repairs = FAULTS[fault]
-    if stack.kind == "local" and fault == "full":
-        if not ROOT_USER:
-            pytest.skip("only root can mount a small file system")
-        breaks, repairs = SMALL_MOUNT
+    breaks, repairs = commands(stack.kind, fault)
+    if stack.kind == "local" and fault == "full" and not ROOT_USER:
+        pytest.skip("only root can mount a small file system")
     if stack.kind == "local" and fault == "read-only" and ROOT_USER:
         pytest.skip("root may write to any folder")
-    beside_nginx(stack, breaks)
+    beside_cache(stack, breaks)
     try:
         yield
     finally:
-        beside_nginx(stack, repairs)
+        beside_cache(stack, repairs)
 
 
 def ask(stack: Stack) -> tuple[int, str | None]:
@@ -93,7 +72,7 @@ def test_requests_soon_succeed_without_the_cache(stack: Stack, fault: str) -> No
 
 def test_a_removed_folder_is_soon_used_again(stack: Stack) -> None:
     wait_for_cache(stack)
-    beside_nginx(stack, "rm -r responses")
+    beside_cache(stack, "rm -r responses")
     wait_for_cache(stack)
     assert {ask(stack) for _ in range(50)} == {(200, "MISS")}
 

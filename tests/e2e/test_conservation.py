@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 import uuid
 
 import requests
 
-from tests.stacks import Stack, wait_until
+from tests.stacks import Stack, settle, wait_until
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,16 +38,7 @@ def count(stack: Stack) -> Counts:
 
 def settled(stack: Stack) -> Counts:
     """The counts, once nginx has written its buffer (within 1 s) and they no longer change."""
-    last, since = count(stack), time.monotonic()
-
-    def unchanged() -> Counts | None:
-        nonlocal last, since
-        now = count(stack)
-        if now != last:
-            last, since = now, time.monotonic()
-        return last if time.monotonic() > since + 2 else None
-
-    return wait_until(unchanged, 30, "the counts to settle")
+    return settle(lambda: count(stack), 2, 30, "the counts to settle")
 
 
 def test_requests_are_conserved_to_the_last_one(stack: Stack) -> None:

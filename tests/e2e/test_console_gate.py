@@ -5,29 +5,20 @@ from __future__ import annotations
 import contextlib
 import subprocess
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urljoin
 
 import pytest
 import requests
 
+from tests.alerting import post_silence
 from tests.stacks import COMPOSE_FILES, ROOT, ComposeStack, LocalStack, Stack
 
 READY = {"prometheus": (9090, "Prometheus Server is Ready."), "alertmanager": (9093, "OK")}
 
 
-def post_silence(stack: Stack, **headers: str) -> requests.Response:
-    now = datetime.now(UTC)
-    silence = {
-        "matchers": [{"name": "alertname", "value": ".+", "isRegex": True}],
-        "startsAt": now.isoformat(),
-        "endsAt": (now + timedelta(seconds=2)).isoformat(),
-        "createdBy": "a page",
-        "comment": "all of them",
-    }
-    url = f"{stack.alertmanager}/api/v2/silences"
-    return requests.post(url, json=silence, headers=headers, timeout=10)
+def silence_all(stack: Stack, headers: dict[str, str]) -> requests.Response:
+    return post_silence(stack, ".+", 2, "all of them", headers)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +42,7 @@ def test_a_page_of_another_origin_can_neither_read_nor_silence(
     answers = [requests.get(url, headers=headers, timeout=10) for url in urls]
     answers += [
         requests.post(f"{stack.alertmanager}/-/reload", headers=headers, timeout=10),
-        post_silence(stack, **headers),
+        silence_all(stack, headers),
     ]
     assert [answer.status_code for answer in answers] == [403] * len(answers)
     assert requests.get(f"{stack.alertmanager}/api/v2/silences", timeout=10).json() == []
@@ -63,7 +54,7 @@ def test_people_see_pages_and_their_own_pages_can_silence(stack: Stack) -> None:
     first = requests.get(stack.prometheus, timeout=10, allow_redirects=False)
     assert first.status_code == 302
     assert urljoin(stack.prometheus, first.headers["Location"]).startswith(stack.prometheus)
-    answer = post_silence(stack, Origin=stack.alertmanager)
+    answer = silence_all(stack, {"Origin": stack.alertmanager})
     assert answer.status_code == 200
     assert not [name for name in answer.headers if name.startswith("Access-Control")]
     url = f"{stack.alertmanager}/api/v2/silence/{answer.json()['silenceID']}"
@@ -91,16 +82,20 @@ def test_a_login_can_be_demanded(stack: Stack, tmp_path: Path) -> None:
     if isinstance(stack, LocalStack):
         pytest.skip("compose.login.yaml is for Compose")
     hashed = subprocess.check_output(["openssl", "passwd", "-apr1", "secret"], text=True)
-    (tmp_path / "logins").write_text(f"anna:{hashed}")
+    (tmp_path / "logins").write_text(f"user:{hashed}")
     with bare_consoles(CONSOLE_LOGINS=str(tmp_path / "logins")) as consoles:
         for service, (_, ready) in READY.items():
             url = f"{getattr(consoles, service)}/-/ready"
-            for login, status in ((None, 401), (("anna", "guess"), 401), (("anna", "secret"), 200)):
+            for login, status in (
+                (None, 401),
+                (("user", "guess"), 401),
+                (("user", "secret"), 200),
+            ):
                 assert requests.get(url, auth=login, timeout=10).status_code == status
             foreign = {"Origin": "https://example.com"}
-            answer = requests.get(url, auth=("anna", "secret"), headers=foreign, timeout=10)
+            answer = requests.get(url, auth=("user", "secret"), headers=foreign, timeout=10)
             assert answer.status_code == 403
-            assert requests.get(url, auth=("anna", "secret"), timeout=10).text.strip() == ready
+            assert requests.get(url, auth=("user", "secret"), timeout=10).text.strip() == ready
 
 
 @contextlib.contextmanager

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from tests.stacks import ComposeStack, Stack
+from tests.stacks import ComposeStack, Stack, process_status
 
 
 def test_no_process_has_more_rights_than_it_needs(stack: Stack) -> None:
@@ -16,8 +14,7 @@ def test_no_process_has_more_rights_than_it_needs(stack: Stack) -> None:
     assert len(services) >= 7
     for service in services:
         for process in stack.processes(service):
-            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-            status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+            status = process_status(process.pid)
             assert "0" not in status["Uid"].split() + status["Gid"].split(), process
             rights = [status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")]
             assert {int(right, 16) for right in rights} == {0}, process

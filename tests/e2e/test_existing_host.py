@@ -21,7 +21,7 @@ from local.settings import ROOT
 from tests.alerting import faster
 from tests.config.test_dashboards import DASHBOARDS
 from tests.sample import tracked
-from tests.stacks import engine_missing, run, wait_until
+from tests.stacks import require_engine, run, wait_until
 
 DEBIAN = "debian:12"
 IMAGE = "stack-test-existing-host"
@@ -76,11 +76,7 @@ class Host:
 @pytest.fixture(scope="module")
 def image() -> str:
     """The image of a host that this project has not touched."""
-    if engine_missing():
-        reason = f"no Debian host in a container: {engine_missing()}"
-        if os.environ.get("STACK_REQUIRE_DOCKER") == "1":
-            pytest.fail(reason, pytrace=False)
-        pytest.skip(reason)
+    require_engine("Debian host in a container")
     build = ["docker", "build", "--tag", IMAGE, "--build-arg", f"DEBIAN_IMAGE={DEBIAN}", FILES]
     run(build, os.environ | {"DOCKER_BUILDKIT": "0"})
     return IMAGE

@@ -15,17 +15,11 @@ import pytest
 from tests.alerting import GUNICORN_TIMEOUT, faster_configuration
 from tests.e2e.faults import FAULTS, Fault
 from tests.load import Answer, Load
-from tests.stacks import KINDS, ComposeStack, Stack, wait_until
+from tests.stacks import SMALL_CACHE, ComposeStack, Stack, launch, settle, wait_until
 
 RATE = 40  # requests a second
 CALM = 2 * RATE  # answers without a failure, after which a stack has recovered
 WITHIN = 120.0  # seconds, for an alert or a recovery
-# A file system that can be filled.
-SMALL_DISK = """
-volumes:
-  nginx-cache:
-    driver_opts: {type: tmpfs, device: tmpfs, o: "size=48m,uid=101,gid=101,mode=0750"}
-"""
 COUNTED = "nginx_route_requests_total"
 
 
@@ -36,15 +30,8 @@ def fast(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]
         pytest.skip("only root can send signals to processes in containers")
     folder = tmp_path_factory.mktemp(f"faults-{kind}")
     settings = faster_configuration(folder) | {"GUNICORN_TIMEOUT": str(GUNICORN_TIMEOUT)}
-    running = KINDS[kind](settings)
-    if isinstance(running, ComposeStack):
-        (folder / "small.yaml").write_text(SMALL_DISK)
-        running.files.append(folder / "small.yaml")
-    try:
-        running.up()
+    with launch(kind, settings, SMALL_CACHE) as running:
         yield running
-    finally:
-        running.down()
 
 
 def firing(stack: Stack) -> set[str]:
@@ -69,17 +56,7 @@ def settled(stack: Stack) -> float:
 
     nginx writes its lines at least once a second.
     """
-    last, since = -1.0, time.monotonic()
-
-    def unchanged() -> bool:
-        nonlocal last, since
-        now = stack.total("nginx-access-exporter", COUNTED)
-        if now != last:
-            last, since = now, time.monotonic()
-        return time.monotonic() > since + 2
-
-    wait_until(unchanged, 60, "the counts to settle")
-    return last
+    return settle(lambda: stack.total("nginx-access-exporter", COUNTED), 2, 60, "the counts")
 
 
 def with_method(answers: list[Answer], method: str) -> int:

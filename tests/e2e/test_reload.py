@@ -11,7 +11,7 @@ import requests
 
 from local.settings import settings
 from tests.load import Load
-from tests.stacks import KINDS, ComposeStack, LocalStack, Stack, launch, wait_until
+from tests.stacks import ComposeStack, LocalStack, Stack, launch, wait_until
 
 RATE = 50  # requests a second; docs/reliability.md has the results of 200
 ENOUGH = 3 * RATE
@@ -73,24 +73,18 @@ class Running:
 def running(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp(f"changing-{kind}")
     (folder / "nginx").mkdir()
+    (folder / "changing.py").write_text(APP.format(answer="first"))
+    # An image can only have an app of the repository's folder, so another setting changes there.
+    own = {
+        "local": {"APP_DIR": str(folder), "WSGI_APP": "changing:app"},
+        "compose": {"GRAFANA_IMAGE": settings()["PROMETHEUS_IMAGE"]},
+    }
+    mount = f"{{type: bind, source: {folder}/nginx, target: /etc/nginx/app, read_only: true}}"
+    override = folder / "compose.yaml"
+    override.write_text(f"services:\n  nginx-proxy:\n    volumes: [{mount}]{GRAFANA}")
     # On a busy machine, a request may wait for long. It must not fail for that.
-    stack = KINDS[kind]({"GUNICORN_QUEUE_TIMEOUT": "0"})
-    if isinstance(stack, ComposeStack):
-        # An image can only have an app of the repository's folder, so another setting changes here.
-        stack.settings["GRAFANA_IMAGE"] = settings()["PROMETHEUS_IMAGE"]
-        mount = f"{{type: bind, source: {folder}/nginx, target: /etc/nginx/app, read_only: true}}"
-        override = folder / "compose.yaml"
-        override.write_text(f"services:\n  nginx-proxy:\n    volumes: [{mount}]{GRAFANA}")
-        stack.files.append(override)
-    else:
-        stack.settings |= {"APP_DIR": str(folder), "WSGI_APP": "changing:app"}
-    found = Running(stack, folder)
-    found.app.write_text(APP.format(answer="first"))
-    try:
-        stack.up()
-        yield found
-    finally:
-        stack.down()
+    with launch(kind, {"GUNICORN_QUEUE_TIMEOUT": "0"} | own[kind], override) as stack:
+        yield Running(stack, folder)
 
 
 def test_a_reload_of_the_app_fails_no_request(running: Running) -> None:

@@ -1,8 +1,7 @@
-"""compose.tls.yaml and compose.login.yaml, with certificates and logins made here."""
+"""compose.tls.yaml, with certificates made here."""
 
 from __future__ import annotations
 
-import os
 import socket
 import ssl
 import subprocess
@@ -15,17 +14,13 @@ import requests
 
 from tests.certificates import make_certificate
 from tests.e2e.test_conservation import settled
-from tests.stacks import COMPOSE_FILES, ROOT, ComposeStack, engine_missing, free_port, wait_until
+from tests.stacks import ROOT, ComposeStack, free_port, launch, require_engine, wait_until
 
 
 @pytest.fixture(scope="module", autouse=True)
 def engine() -> None:
-    """Both files are for Compose."""
-    if engine_missing():
-        reason = f"no stack in containers: {engine_missing()}"
-        if os.environ.get("STACK_REQUIRE_DOCKER") == "1":
-            pytest.fail(reason, pytrace=False)
-        pytest.skip(reason)
+    """compose.tls.yaml is for Compose."""
+    require_engine("stack in containers")
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +33,10 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tls(certificate: Path) -> Iterator[ComposeStack]:
     """A stack that serves HTTPS with this certificate."""
     port = str(free_port())
-    stack = ComposeStack({"TLS_DIR": str(certificate.parent), "HTTPS_PORT": port})
-    stack.files = [*COMPOSE_FILES, ROOT / "compose.tls.yaml"]
-    stack.https = f"https://127.0.0.1:{port}"
-    try:
-        stack.up()
+    env = {"TLS_DIR": str(certificate.parent), "HTTPS_PORT": port}
+    with launch("compose", env, ROOT / "compose.tls.yaml") as stack:
+        stack.https = f"https://127.0.0.1:{port}"
         yield stack
-    finally:
-        stack.down()
 
 
 def test_https_answers_over_http_2_with_hsts(tls: ComposeStack, certificate: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.stacks import ComposeStack, Stack, wait_until
+from tests.stacks import ComposeStack, Stack, settle
 
 EXPORTER = "nginx-access-exporter"
 QUIET = 3.0  # seconds without a new line in the log; nginx writes its buffer once a second
@@ -47,17 +47,12 @@ def settled(stack: Stack) -> Counts:
 
     Prometheus is paused meanwhile. nginx counts its scrapes, but does not log them.
     """
-    last, since = -1.0, 0.0
 
-    def unchanged() -> bool:
-        nonlocal last, since
-        lines = stack.total(EXPORTER, "nginx_access_exporter_lines_total")
-        if lines != last:
-            last, since = lines, time.monotonic()
-        return time.monotonic() > since + QUIET
+    def lines() -> float:
+        return stack.total(EXPORTER, "nginx_access_exporter_lines_total")
 
     with _paused(stack, "prometheus"):
-        wait_until(unchanged, 60, "the last line of the log")
+        settle(lines, QUIET, 60, "the last line of the log")
         assert stack.total("flask-app", "gunicorn_worker_requests_in_flight") == 0
         return _count(stack)
 

@@ -26,7 +26,7 @@ from nginx_access_exporter.line import CACHE_STATUSES, METHODS, NO_CACHE_STATUS,
 from tests.alerting import faster_configuration
 from tests.fuzz.counting import EXPORTER, Counts, samples, scrapes, settled
 from tests.fuzz.hostile import attacks, send
-from tests.stacks import KINDS, ROOT, ComposeStack, Process, Stack, wait_until
+from tests.stacks import ROOT, Process, Stack, launch, wait_until
 
 SEED = 15
 REQUESTS = int(os.environ.get("FUZZ_REQUESTS") or 3000)
@@ -57,15 +57,9 @@ def result(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Resu
     settings = faster_configuration(tmp_path_factory.mktemp(f"fuzz-{kind}"))
     # No request may fail because this machine is busy.
     settings |= {"WSGI_APP": "sample:app", "GUNICORN_QUEUE_TIMEOUT": "60"}
-    stack = KINDS[kind](settings)
-    if isinstance(stack, ComposeStack):
-        stack.files.append(ROOT / "tests" / "fuzz" / "compose.yaml")
-    try:
-        stack.up()
+    with launch(kind, settings, ROOT / "tests" / "fuzz" / "compose.yaml") as stack:
         wait_until(lambda: len(stack.query("up == 1")) >= 6, 60, "a first scrape of all")
         yield attack(stack)
-    finally:
-        stack.down()
 
 
 def attack(stack: Stack) -> Result:

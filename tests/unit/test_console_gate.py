@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
@@ -20,7 +19,7 @@ from local.render import render
 from local.settings import environment, settings
 from tests.stacks import free_port, wait_until
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or ""
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 # A name of the attacker's that resolves to this machine.
 REBOUND = "rebound.example.com"
 # What a page can try: to read, and to change something with and without asking for permission.
@@ -201,16 +200,10 @@ def test_each_start_has_another_password(tmp_path: Path) -> None:
 # --- a browser ------------------------------------------------------------------------------------
 
 
-@functools.cache
-def browser_missing() -> str:
-    """Why no browser can be asked; empty if one can."""
-    return "" if BROWSER else "no chromium on PATH"
-
-
 def shown(url: str, profile: Path) -> str:
     """The document that a browser has after it ran the page's scripts."""
-    if browser_missing():
-        pytest.skip(browser_missing())
+    if not BROWSER:
+        pytest.skip("no chromium on PATH")
     options = [
         "--headless=new",
         "--dump-dom",
