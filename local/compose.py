@@ -27,7 +27,7 @@ FAILED_CHECKS = 2
 RUNS_ON = (
     "Correct this and run ./stack up again. Other services may still run; ./stack down ends them"
 )
-# In a container that no name leads to.
+# Loads the app as gunicorn does, in a container of its own to which nginx sends no requests.
 CHECK = ("gunicorn", "--check-config", "--config", "/stack/gunicorn.conf.py")
 SERVICE_NAMES = {service.name for service in SERVICES}
 # Where services write: a full disk there fails requests while every health check passes.
@@ -101,7 +101,7 @@ def reload(values: dict[str, str], service: str) -> int:
     """Load the app's changed code, or nginx's changed configuration; no request fails.
 
     Raises:
-        StackError: it is wrong, or nothing runs; the old one goes on.
+        StackError: it is wrong, or nothing runs; the old one stays in use.
     """
     if service == "nginx-proxy":
         if call("exec", "-T", service, "nginx", "-t", "-q"):
@@ -135,7 +135,8 @@ def status() -> int:
     ]
     problems += list(_full_disks())
     printed = output("exec", "-T", "nginx-proxy", "sh", "-c", CACHE_SCRIPT)
-    problems += filter(None, [cache_problem(printed)])
+    if problem := cache_problem(printed):
+        problems.append(problem)
     for problem in problems:
         warn(problem)
     return 1 if problems else code
@@ -191,8 +192,8 @@ def _start(*arguments: str, only: str = "") -> int:
     """`docker compose up --wait`, which ends as soon as a container fails.
 
     Args:
-        arguments: of Compose.
-        only: a service; the others do not matter.
+        arguments: more of Compose's.
+        only: a service, if failures of the others do not matter.
     """
 
     def refuse_failed() -> None:
@@ -215,9 +216,13 @@ def _start(*arguments: str, only: str = "") -> int:
     return waiting.returncode
 
 
+def _app_containers() -> list[Container]:
+    return [each for each in _containers() if each.service == "flask-app"]
+
+
 def _replicas() -> list[Container]:
     """The app's containers; none if one of them is not healthy."""
-    replicas = [each for each in _containers() if each.service == "flask-app"]
+    replicas = _app_containers()
     return replicas if all(each.healthy for each in replicas) else []
 
 
@@ -236,7 +241,7 @@ def _replace(replicas: list[Container]) -> None:
     the code is tried before, and one that stops refuses connections: nginx then asks another one.
     """
     if call("run", "--rm", "--no-deps", "--no-TTY", "flask-app", *CHECK):
-        raise StackError("the app does not load: the lines above say why. The old replicas go on")
+        raise StackError("the app does not load, as the lines above say. Its old replicas run on")
     others = {each.id for each in replicas}
     more = ("--no-deps", "--no-recreate", f"--scale=flask-app={len(replicas) + 1}", "flask-app")
     for replica in replicas:
@@ -245,11 +250,11 @@ def _replace(replicas: list[Container]) -> None:
             if _start(*more, only="flask-app"):
                 raise StackError("the new replica of flask-app did not start")
         except BaseException:
-            new = [each.id for each in _containers() if each.service == "flask-app"]
-            _output("docker", "rm", "--force", *set(new) - others)
-            progress("the old replicas of flask-app go on")
+            new = {each.id for each in _app_containers()} - others
+            _output("docker", "rm", "--force", *new)
+            progress("the old replicas of flask-app run on")
             raise
-        others = {each.id for each in _containers() if each.service == "flask-app"}
+        others = {each.id for each in _app_containers()}
         progress("ending an old replica, which finishes its requests")
         _output("docker", "stop", replica.id)
         _output("docker", "rm", replica.id)

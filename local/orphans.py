@@ -5,7 +5,7 @@ stack if one of its processes has the run directory in its environment or comman
 may have given the number in an old pid file to another process.
 
 Each program that supervisord starts leads a process group. If gunicorn's arbiter or nginx's master
-is killed, its workers keep the port, so supervisord starts these programs by
+is killed, its workers keep the port, so supervisord starts these programs with
 
     python orphans.py PROGRAM ARGUMENTS...      ends workers without a leader, then runs the program
 """
@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,14 +51,12 @@ def find(run: Path) -> list[int]:
 
 def session(leader: int) -> list[int]:
     """The running processes of a session."""
-    pids = sorted(int(path.name) for path in Path("/proc").glob("[0-9]*"))
-    return [pid for pid in pids if (stat := _stat(pid)) and stat.session == leader and alive(pid)]
+    return _running(lambda stat: stat.session == leader)
 
 
 def group(leader: int) -> list[int]:
     """The running processes of a process group."""
-    pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
-    return [pid for pid in pids if (stat := _stat(pid)) and stat.group == leader and alive(pid)]
+    return _running(lambda stat: stat.group == leader)
 
 
 def leaderless(pids: list[int]) -> list[int]:
@@ -75,6 +74,11 @@ def end(pids: list[int], *, now: bool = False) -> None:
         deadline = time.monotonic() + seconds
         while any(map(alive, pids)) and time.monotonic() < deadline:
             time.sleep(0.05)
+
+
+def _running(belongs: Callable[[_Stat], bool]) -> list[int]:
+    pids = sorted(int(path.name) for path in Path("/proc").glob("[0-9]*"))
+    return [pid for pid in pids if (stat := _stat(pid)) and belongs(stat) and alive(pid)]
 
 
 def _stat(pid: int) -> _Stat | None:

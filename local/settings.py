@@ -181,8 +181,8 @@ def environment(values: dict[str, str], run: Path) -> dict[str, str]:
         "NGINX_RUN_DIR": str(run / "nginx"),
         "NGINX_CACHE_DIR": str(run / "nginx" / "cache"),
         "NGINX_METRICS_DIR": str(run / "nginx"),
-        # If root starts nginx, its workers would run as nobody and could not read below /root.
         "CONSOLE_RUN_DIR": str(run / "console-gate"),
+        # If root starts nginx, its workers would run as nobody and could not read below /root.
         "NGINX_USER_DIRECTIVE": "" if os.geteuid() else "user root;",
         "NGINX_METRICS_LOG": str(run / "nginx" / "access-metrics.log"),
         "NGINX_APP_LOCATIONS": str(app / "nginx"),
