@@ -9,7 +9,7 @@ from typing import Any
 
 # keepalive_timeout in nginx/templates/flask-app.conf.template. nginx must be the one that closes
 # an idle connection: gunicorn could close it at the moment when nginx sends a request. (A worker
-# that stops closes idle connections after 2 s, whatever its settings.)
+# that is stopping closes idle connections after 2 s, whatever its settings.)
 NGINX_KEEPALIVE = 1
 # Seconds by which gunicorn gives up before nginx does, and before it is killed while it stops. So
 # its log can say why.

@@ -13,8 +13,8 @@
 - Its main thread waits up to two seconds for a client to close a connection that the worker closes.
   Meanwhile it accepts no requests.
 - When gunicorn stops, its workers accept no more connections, but until it has ended the kernel
-  still takes them, and then resets them. nginx does not send a POST again that was lost so. See
-  `drain_before_stop`.
+  still takes them, and then resets them. nginx does not send a POST again if it was lost in this
+  way. See `drain_before_stop`.
 """
 
 import contextlib
@@ -167,7 +167,7 @@ def drain_before_stop(server: Arbiter) -> None:
 
 
 def _drain(listeners: list[socket.socket]) -> None:
-    """Let the workers accept every connection that clients believe to have, and refuse others."""
+    """Let the workers accept every connection that a client has made, and refuse all others."""
     program = b"".join(struct.pack("HBBI", *instruction) for instruction in NO_NEW_CONNECTIONS)
     memory = ctypes.create_string_buffer(program)
     filtering = struct.pack("HL", len(NO_NEW_CONNECTIONS), ctypes.addressof(memory))

@@ -11,7 +11,7 @@ import urllib.request
 from typing import Any
 
 TIMEOUT = 20.0  # seconds
-PROXY_ERRORS = (502, 504)  # of console-gate, say
+PROXY_ERRORS = (502, 504)  # console-gate sends these while Prometheus does not answer
 
 Labels = dict[str, str]
 

@@ -1,6 +1,6 @@
 """The time at which the certificate that nginx serves expires.
 
-nginx is asked for it, rather than a file read: nginx serves a renewed file only after a reload.
+The exporter asks nginx for it and reads no file: nginx serves a renewed file only after a reload.
 """
 
 import logging
@@ -22,7 +22,7 @@ logger = logging.getLogger("nginx_access_exporter")
 
 
 class CertificateCollector(Collector):
-    """Looks at the certificate of HOST:PORT once a minute; keeps the last time where it can't."""
+    """Asks a server for its certificate once a minute; keeps the last time if that fails."""
 
     def __init__(self, address: tuple[str, int]) -> None:
         self._address = address

@@ -314,7 +314,8 @@ def parse_arguments() -> argparse.Namespace:
         dest="tls_address",
         type=listen_address,
         metavar="HOST:PORT",
-        help="where nginx serves TLS: when does its certificate expire? (default: not asked)",
+        help="where nginx serves TLS, to export when its certificate expires "
+        "(default: not exported)",
     )
     version = f"%(prog)s {__version__} (revision {REVISION})"
     parser.add_argument("--version", action="version", version=version)
