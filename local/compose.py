@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from local.checks import CACHE_SCRIPT, cache_problem
 from local.console import progress, show, warn
@@ -42,6 +42,7 @@ class Container:
     service: str
     state: str  # of its process, as the engine names it
     healthy: bool  # it runs, and its health check passes if it has one
+    unhealthy: bool  # its health check has failed too often
     restarting: bool  # it waits for its next start
     ended: bool  # since its start, at least once
     problem: str  # what the last health check said, if the last ones failed
@@ -110,7 +111,7 @@ def reload(values: dict[str, str], service: str) -> int:
     _name_versions(values)
     _build("flask-app")
     if not (replicas := _replicas()):
-        raise StackError("flask-app does not run, or is not healthy: ./stack up")
+        raise StackError("flask-app does not run: ./stack up")
     _replace(replicas)
     return 0
 
@@ -188,31 +189,21 @@ def _build(*services: str) -> None:
         raise StackError("an image could not be built: the lines above say why")
 
 
-def _start(*arguments: str, only: str = "") -> int:
-    """`docker compose up --wait`, which ends as soon as a container fails.
-
-    Args:
-        arguments: more of Compose's.
-        only: a service, if failures of the others do not matter.
-    """
-
-    def refuse_failed() -> None:
-        _refuse_failed(began, before, only)
-
+def _start() -> int:
+    """`docker compose up --wait`, which ends as soon as a container fails."""
     before = {container.id for container in _containers()}
     began = time.time()
-    command = ["docker", "compose", "up", "--detach", "--wait", *arguments]
-    with subprocess.Popen(command, cwd=ROOT) as waiting:
+    with subprocess.Popen(["docker", "compose", "up", "--detach", "--wait"], cwd=ROOT) as waiting:
         try:
             while waiting.poll() is None:
-                refuse_failed()
+                _refuse_failed(_containers(), began, before)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     waiting.wait(1)
         except BaseException:
             waiting.send_signal(signal.SIGINT)
             raise
     if waiting.returncode:
-        refuse_failed()
+        _refuse_failed(_containers(), began, before)
     return waiting.returncode
 
 
@@ -221,9 +212,9 @@ def _app_containers() -> list[Container]:
 
 
 def _replicas() -> list[Container]:
-    """The app's containers; none if one of them is not healthy."""
+    """The app's containers; none if one of them does not run."""
     replicas = _app_containers()
-    return replicas if all(each.healthy for each in replicas) else []
+    return replicas if all(each.state == "running" for each in replicas) else []
 
 
 def _has_changed(replicas: list[Container]) -> bool:
@@ -242,22 +233,38 @@ def _replace(replicas: list[Container]) -> None:
     """
     if call("run", "--rm", "--no-deps", "--no-TTY", "flask-app", *CHECK):
         raise StackError("the app does not load, as the lines above say. Its old replicas run on")
-    others = {each.id for each in replicas}
-    more = ("--no-deps", "--no-recreate", f"--scale=flask-app={len(replicas) + 1}", "flask-app")
     for replica in replicas:
         progress("starting a replica of flask-app with the present code")
+        others = {each.id for each in _app_containers()}
         try:
-            if _start(*more, only="flask-app"):
-                raise StackError("the new replica of flask-app did not start")
+            _add_replica(others)
         except BaseException:
             new = {each.id for each in _app_containers()} - others
             _output("docker", "rm", "--force", *new)
             progress("the old replicas of flask-app run on")
             raise
-        others = {each.id for each in _app_containers()}
         progress("ending an old replica, which finishes its requests")
         _output("docker", "stop", replica.id)
         _output("docker", "rm", replica.id)
+
+
+def _add_replica(others: set[str]) -> None:
+    """Start one replica of the app beside these; returns when it is healthy.
+
+    `up --wait` would also wait for the others. On a busy machine, their checks may time out.
+    """
+    began = time.time()
+    options = ("--detach", "--no-deps", "--no-recreate", f"--scale=flask-app={len(others) + 1}")
+    if call("up", *options, "flask-app"):
+        raise StackError("the new replica of flask-app did not start: the lines above say why")
+    while True:
+        new = [each for each in _app_containers() if each.id not in others]
+        _refuse_failed(new, began, set())
+        if new and all(each.healthy for each in new):
+            return
+        if gave_up := [each for each in new if each.unhealthy]:
+            raise StackError(f"the new replica of flask-app is not healthy: {gave_up[0].problem}")
+        time.sleep(1)
 
 
 def _pull(values: dict[str, str]) -> None:
@@ -288,14 +295,12 @@ def _pull(values: dict[str, str]) -> None:
         )
 
 
-def _refuse_failed(since: float, before: set[str], only: str = "") -> None:
+def _refuse_failed(containers: Iterable[Container], since: float, before: set[str]) -> None:
     """Raise StackError if a container ended, or its app refuses the health check.
 
     Compose itself ends some of the containers from before the start, to replace them.
     """
-    for container in _containers():
-        if only and container.service != only:
-            continue
+    for container in containers:
         log = _logs(container.id, since)
         ended = container.restarting or (container.ended and container.id not in before)
         if ended or (container.problem and not_loaded(log)):
@@ -325,14 +330,15 @@ def _containers() -> Iterator[Container]:
         return
     for details in json.loads(_output("docker", "inspect", *ids) or "[]"):
         state = details["State"]
+        health = (state.get("Health") or {}).get("Status", "healthy")
         checks = (state.get("Health") or {}).get("Log") or []
         failed = [check for check in checks[-FAILED_CHECKS:] if check["ExitCode"]]
         yield Container(
             details["Id"],
             details["Config"]["Labels"]["com.docker.compose.service"],
             state["Status"],
-            healthy=state["Status"] == "running"
-            and (state.get("Health") or {}).get("Status", "healthy") in ("healthy", "none"),
+            healthy=state["Status"] == "running" and health in ("healthy", "none"),
+            unhealthy=health == "unhealthy",
             restarting=state["Status"] == "restarting",
             ended=details["RestartCount"] > 0 or state["Status"] in ("exited", "dead"),
             problem=_last_line(failed[-1]["Output"]) if len(failed) == FAILED_CHECKS else "",

@@ -58,27 +58,40 @@ def test_missing_images_are_all_named_and_local_processes_are_suggested(folder: 
     assert "./stack up --local" in message
 
 
-def test_refusals_are_found_although_other_checks_time_out(
-    folder: Path,
-) -> None:
+def test_refusals_are_found_although_other_checks_time_out(folder: Path) -> None:
     refusal = {"ExitCode": 1, "Output": "8000/flask-health-check: status 404 NOT FOUND"}
     late = {"ExitCode": -1, "Output": "Health check exceeded timeout (10s)"}
-    container = {
-        "Id": "abc",
+    show(folder, container("abc", "unhealthy", [refusal, late, refusal, late, late]))
+    with pytest.raises(StackError, match="404 instead of 200"):
+        compose._refuse_failed(compose._containers(), 0, set())
+
+
+def container(name: str, health: str, checks: list[dict[str, object]]) -> dict[str, object]:
+    """A container of the app, as `docker inspect` describes it."""
+    return {
+        "Id": name,
         "Config": {"Labels": {"com.docker.compose.service": "flask-app"}},
-        "State": {
-            "Status": "running",
-            "Health": {"Status": "unhealthy", "Log": [refusal, late, refusal, late, late]},
-        },
+        "State": {"Status": "running", "Health": {"Status": health, "Log": checks}},
         "RestartCount": 0,
     }
-    inspected = json.dumps([container])
+
+
+def show(folder: Path, *containers: dict[str, object]) -> None:
+    """Make docker a program that shows these containers, and whose `up` does nothing."""
     (folder / "docker").write_text(f"""#!/bin/sh
-[ "$1" = inspect ] && echo '{inspected}'
-[ "$1 $2" = "compose ps" ] && echo abc
+[ "$1" = inspect ] && echo '{json.dumps(containers)}'
+case "$1 $2" in "compose ps") echo abc ;; "compose up") exit 0 ;; esac
 """)
-    with pytest.raises(StackError, match="404 instead of 200"):
-        compose._refuse_failed(0, set())
+
+
+def test_a_new_replica_does_not_wait_for_the_health_of_the_old_ones(folder: Path) -> None:
+    late = {"ExitCode": -1, "Output": "Health check exceeded timeout (10s)"}
+    old = container("old", "unhealthy", [late] * 5)
+    show(folder, old, container("new", "healthy", []))
+    compose._add_replica({"old"})
+    show(folder, old, container("new", "unhealthy", [late] * 5))
+    with pytest.raises(StackError, match="not healthy: Health check exceeded timeout"):
+        compose._add_replica({"old"})
 
 
 def test_a_start_on_a_full_disk_names_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
