@@ -154,11 +154,11 @@ def down(values: dict[str, str], *, now: bool) -> int:
     if now:
         return call("down", "--timeout", "0")
     limit = values.get("FLASK_APP_TIMEOUT") or "65"
-    progress(
-        f"nginx-proxy and flask-app may take {limit} s each to finish their requests; "
-        "Ctrl-C, or ./stack down --now, cuts them off"
-    )
     try:
+        progress(
+            f"nginx-proxy and flask-app may take {limit} s each to finish their requests; "
+            "Ctrl-C, or ./stack down --now, cuts them off"
+        )
         return call("down")
     except KeyboardInterrupt:
         progress("ending everything at once")
