@@ -29,7 +29,7 @@ from tests.alerting import (
     faster_configuration,
     traffic,
 )
-from tests.stacks import ComposeStack, Process, Stack, launch, wait_until
+from tests.stacks import ComposeStack, Process, Stack, launch, settle, wait_until
 
 DEADLINE = 150.0  # seconds for a message: the slowest takes 60 on an idle machine
 MEBIBYTE = 2**20
@@ -221,10 +221,14 @@ def test_memory_that_runs_out_is_announced_and_then_named_as_the_cause(
             and "Memory ran out" in alert["annotations"]["description"]
         ]
 
+    def used_steps() -> int:
+        used = fast.total("flask-app", "cgroup_memory_working_set_bytes")
+        return round(used / (4 * MEBIBYTE))
+
     limit = 256 * MEBIBYTE
     with limited(fast, f"--memory={limit}", f"--memory-swap={limit}"):
-        used = fast.total("flask-app", "cgroup_memory_working_set_bytes")
-        requests.get(f"{fast.flask}/?hold={0.95 * limit - used:.0f}", timeout=60)
+        used = settle(used_steps, 3, 60, "every worker to have loaded the app") * 4 * MEBIBYTE
+        requests.get(f"{fast.flask}/?hold={0.93 * limit - used:.0f}", timeout=60)
         alert = received(fast, receivers, "MemoryNearLimit", "firing", job="flask-app")
         assert re.search(r"uses 9\d(\.\d+)?% of its memory limit", alert["annotations"]["summary"])
         with contextlib.suppress(requests.RequestException):  # its worker is killed
