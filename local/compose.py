@@ -83,11 +83,11 @@ def up(values: dict[str, str], *, attach: bool) -> int:
     Raises:
         StackError: an image is missing, or a service failed; with its log, readable.
     """
-    _name_versions(values)
+    name_versions(values)
     _pull(values)
     if attach:
         return call("up", "--build")
-    _build()
+    build()
     if (replicas := _replicas()) and _has_changed(replicas):
         _replace(replicas)
     if code := _start():
@@ -108,8 +108,8 @@ def reload(values: dict[str, str], service: str) -> int:
         if call("exec", "-T", service, "nginx", "-t", "-q"):
             raise StackError("not reloaded, because the lines above say what is wrong")
         return call("kill", "--signal=HUP", service)
-    _name_versions(values)
-    _build("flask-app")
+    name_versions(values)
+    build("flask-app")
     if not (replicas := _replicas()):
         raise StackError("flask-app does not run: ./stack up")
     _replace(replicas)
@@ -118,7 +118,7 @@ def reload(values: dict[str, str], service: str) -> int:
 
 def run_command(values: dict[str, str], command: list[str]) -> int:
     """Run a command of the app's in a container of its own; returns its exit status."""
-    _name_versions(values)
+    name_versions(values)
     if call("build", "--quiet", "flask-app"):
         raise StackError("the app's image could not be built: the lines above say why")
     terminal = [] if sys.stdin.isatty() and sys.stdout.isatty() else ["--no-TTY"]
@@ -184,7 +184,8 @@ def output(*arguments: str) -> str:
     return _output("docker", "compose", *arguments)
 
 
-def _build(*services: str) -> None:
+def build(*services: str) -> None:
+    """Build images, and raise StackError if one can't be built."""
     if call("build", *services):
         raise StackError("an image could not be built: the lines above say why")
 
@@ -359,7 +360,7 @@ def _last_line(text: str) -> str:
     return text.strip().rpartition("\n")[2]
 
 
-def _name_versions(values: dict[str, str]) -> None:
+def name_versions(values: dict[str, str]) -> None:
     """Set the variables that compose.yaml builds into the images."""
     os.environ.setdefault("STACK_REVISION", _revision())
     os.environ["APP_VERSION"] = app_version(values)
