@@ -46,7 +46,8 @@ def nginx(folder: Path, **given: str) -> Iterator[Nginx]:
     render(env)
     run = env["NGINX_RUN_DIR"]
     command = [BIN / "nginx", "-e", "stderr", "-p", run, "-c", f"{run}/nginx.conf"]
-    process = subprocess.Popen([*command, "-g", "daemon off;"], env=env)
+    options = f"daemon off; {env['NGINX_USER_DIRECTIVE']}"
+    process = subprocess.Popen([*command, "-g", options], env=env)
     try:
         running = Nginx(env)
         wait_until(lambda: requests.get(f"{running.url}/health-check", timeout=5).ok, 10, "nginx")
@@ -103,3 +104,13 @@ def test_thousands_of_half_sent_headers_do_not_stop_service(tmp_path: Path) -> N
             assert requests.get(f"{running.url}/health-check", timeout=4).ok
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_health_check_fails_while_nginx_drains(tmp_path: Path) -> None:
+    with nginx(tmp_path) as running:
+        (draining,) = (path.with_name("draining") for path in tmp_path.rglob("nginx.pid"))
+        for present, status in ((True, 503), (False, 200)):
+            draining.touch() if present else draining.unlink()
+            answer = requests.get(f"{running.url}/health-check", timeout=5)
+            assert answer.status_code == status
+            assert running.status() == requests.codes.bad_gateway  # others get an answer all along
