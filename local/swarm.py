@@ -36,7 +36,7 @@ STUCK_AFTER = 300.0  # seconds without any change
 ALERT = "DeployRolledBack"
 ALERT_FOR = timedelta(hours=1)
 FAILED_STATES = ("rollback_completed", "rollback_paused", "paused")
-ENDED_STATES = ("completed", *FAILED_STATES)
+ACTIVE_STATES = ("updating", "rollback_started")
 INTERVAL = 0.5  # seconds between two looks
 SETTLED = 5.0  # seconds for which everything must run: a task may end at once, and be started again
 
@@ -184,8 +184,7 @@ def _network(network: dict[str, Any]) -> dict[str, Any]:
 class Service:
     """A service of a deployed stack."""
 
-    task: dict[str, Any]  # what its tasks are made from
-    update: str  # the state of its last update; empty if there was none
+    update: str  # the state of the update that the last deployment began; empty if there was none
     objects: set[str]  # ids of the Configs and Secrets that it uses, or would after a rollback
 
 
@@ -251,7 +250,6 @@ class Manager:
         for each in self.inspect("service", ids):
             specs = (each["Spec"], each.get("PreviousSpec") or {})
             found[each["Spec"]["Name"]] = Service(
-                each["Spec"]["TaskTemplate"],
                 (each.get("UpdateStatus") or {}).get("State", ""),
                 {identity for spec in specs for identity in _objects(spec)},
             )
@@ -285,11 +283,8 @@ def deploy(values: dict[str, str]) -> int:
     project = read_project(values)
     content = stack_file(project, push(project, registry), values)
     stack = project["name"]
-    before = manager.services(stack)
     _deploy_file(manager, stack, content)
-    now = manager.services(stack)
-    updated = {name for name in before if name in now and now[name].task != before[name].task}
-    if failed := wait(manager, stack, updated):
+    if failed := wait(manager, stack):
         for service in failed:
             _report(manager, service, project)
         return 1
@@ -354,7 +349,7 @@ def write(content: Project, folder: Path) -> Path:
     return path
 
 
-def wait(manager: Manager, stack: str, updated: set[str]) -> list[str]:
+def wait(manager: Manager, stack: str) -> list[str]:
     """Wait until every task runs as wanted; returns the services whose update failed."""
     since, last = time.monotonic(), "unknown"
     while True:
@@ -362,15 +357,14 @@ def wait(manager: Manager, stack: str, updated: set[str]) -> list[str]:
         waiting = [
             f"{name} {count} {services[name].update}".rstrip()
             for name, count in sorted(replicas.items())
-            if not is_complete(count)
-            or (name in updated and services[name].update not in ENDED_STATES)
+            if not is_complete(count) or services[name].update in ACTIVE_STATES
         ]
         if (state := ", ".join(waiting)) != last:
             since, last = time.monotonic(), state
             if waiting:
                 progress(f"waiting for {state}")
         if not waiting and time.monotonic() > since + SETTLED:
-            return [name for name in updated if services[name].update in FAILED_STATES]
+            return [name for name, each in services.items() if each.update in FAILED_STATES]
         if waiting and time.monotonic() > since + STUCK_AFTER:
             problems = {
                 problem
@@ -392,16 +386,20 @@ def _report(manager: Manager, service: str, project: Project) -> None:
     """Print why an update failed, and let Alertmanager send the alert."""
     problems = "; ".join(manager.problems(service)) or "see docker service ps"
     progress(f"{service}: the new version failed and was rolled back: {problems}")
-    stack = project["name"]
-    end = datetime.now(UTC) + ALERT_FOR
+    services = project["services"]
+    links = services["prometheus"]["environment"]
     labels = (f"alertname={ALERT}", "severity=ticket", f"service={service}")
+    annotations = {
+        "summary": f"A new version of {service} failed and was rolled back",
+        "description": f"The old version runs on. Swarm says of the new one: {problems}",
+        "runbook_url": links["RUNBOOKS_URL"],
+        "dashboard_url": f"{links['GRAFANA_URL']}/d/stack-overview",
+    }
+    end = (datetime.now(UTC) + ALERT_FOR).isoformat(timespec="seconds")
     command = [
-        *("run", "--rm", "--network", f"{stack}_telemetry", "--entrypoint", "amtool"),
-        *(project["services"]["alertmanager"]["image"], "alert", "add", *labels),
-        f"--annotation=summary=A new version of {service} failed and was rolled back",
-        f"--annotation=description=Swarm runs the old version on. {problems}",
-        "--annotation=runbook_url=docs/swarm.md",
-        f"--end={end.isoformat(timespec='seconds')}",
+        *("run", "--rm", "--network", f"{project['name']}_telemetry", "--entrypoint", "amtool"),
+        *(services["alertmanager"]["image"], "alert", "add", *labels, f"--end={end}"),
+        *(f"--annotation={name}={text}" for name, text in annotations.items()),
         "--alertmanager.url=http://alertmanager:9093",
     ]
     manager.output(*command)

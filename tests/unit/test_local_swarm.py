@@ -203,3 +203,54 @@ def test_the_registry_has_to_be_named() -> None:
 )
 def test_a_service_is_complete_if_all_its_tasks_run(count: str, complete: bool) -> None:
     assert swarm.is_complete(count) == complete
+
+
+class ScriptedManager(swarm.Manager):
+    """A manager of one service that goes through states, one with each look at it."""
+
+    def __init__(self, *states: tuple[str, str]) -> None:
+        super().__init__("")
+        self.states = list(states)
+
+    def services(self, stack: str) -> dict[str, swarm.Service]:
+        del stack
+        if len(self.states) > 1:
+            self.states.pop(0)
+        return {"app": swarm.Service(self.states[0][1], set())}
+
+    def replicas(self, stack: str) -> dict[str, str]:
+        del stack
+        return {"app": self.states[0][0]}
+
+    def problems(self, service: str) -> list[str]:
+        return [f"{service}: unhealthy container"]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorter times to wait."""
+    monkeypatch.setattr(swarm, "INTERVAL", 0.01)
+    monkeypatch.setattr(swarm, "SETTLED", 0.1)
+    monkeypatch.setattr(swarm, "STUCK_AFTER", 0.5)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_rolled_back_update_is_reported_when_it_has_ended() -> None:
+    # Each for longer than what runs has to run on.
+    states = [("2/2", "updating")] * 30 + [("2/2", "rollback_started")] * 30
+    manager = ScriptedManager(*states, ("2/2", "rollback_completed"))
+    assert swarm.wait(manager, "shop") == ["app"]
+    assert manager.states == [("2/2", "rollback_completed")]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_task_that_restarts_again_and_again_is_not_complete() -> None:
+    flapping = [("1/1", ""), ("0/0", ""), ("0/1", "")] * 20
+    assert swarm.wait(manager := ScriptedManager(*flapping, ("1/1", "completed")), "shop") == []
+    assert len(manager.states) == 1
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_deployment_that_gets_nowhere_says_what_swarm_says() -> None:
+    with pytest.raises(StackError, match="app: unhealthy container"):
+        swarm.wait(ScriptedManager(("0/2", "")), "shop")
