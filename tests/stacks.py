@@ -34,7 +34,7 @@ from tests.remains import RUN
 T = TypeVar("T")
 
 REACHABLE = ROOT / "tests" / "compose.reachable.yaml"
-SMALL_CACHE = ROOT / "tests" / "compose.small-cache.yaml"
+SMALL_DISKS = ROOT / "tests" / "compose.small-disks.yaml"
 COMPOSE_FILES = (ROOT / "compose.yaml", ROOT / "tests" / "compose.test.yaml", REACHABLE)
 # The app with routes that are slow or fail on demand; see tests/apps/.
 TEST_SETTINGS = {"WSGI_APP": "faulty:app"}

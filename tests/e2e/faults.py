@@ -33,6 +33,7 @@ class Fault:
     kinds: tuple[str, ...] = BOTH
     why: str = ""  # it cannot be had on the other kind
     quick: bool = False  # runs without --all-faults
+    needs: str = ""  # a query; without a result, the fault cannot be had
     loses_counts: bool = False  # what nginx has not written yet, or cannot write
     path: str = "/?size=10"  # what the load asks for
 
@@ -125,12 +126,16 @@ def back_to_one(stack: Stack) -> None:
     scale(stack, 1)
 
 
-# With Docker the cache is a small file system of its own: see SMALL_CACHE.
+# With Docker the cache is a small file system of its own: see SMALL_DISKS.
 FULL = {
     "local": "mount -t tmpfs -o size=512k tmpfs responses",
     "compose": "dd if=/dev/zero of=filler bs=1M 2>/dev/null; test -s filler",
 }
 EMPTY = {"local": "umount responses", "compose": "rm filler"}
+REPLACED = "mv responses aside && touch responses"
+PUT_BACK = "rm responses && mv aside responses"
+READ_ONLY = "chmod 500 responses"
+WRITABLE = "chmod 700 responses"
 
 
 def beside_cache(stack: Stack, script: str) -> None:
@@ -141,6 +146,40 @@ def beside_cache(stack: Stack, script: str) -> None:
         run(["sh", "-c", f"cd {stack.run}/nginx/cache && {script}"])
 
 
+def fill(service: str, folder: str) -> Callable[[Stack], None]:
+    """What fills the file system of a container's folder."""
+    return lambda stack: _in_container(
+        stack, service, f"dd if=/dev/zero of={folder}/filler bs=64k 2>/dev/null; true"
+    )
+
+
+def empty(service: str, folder: str) -> Callable[[Stack], None]:
+    """What removes that again."""
+    return lambda stack: _in_container(stack, service, f"rm {folder}/filler")
+
+
+def _in_container(stack: Stack, service: str, script: str) -> None:
+    assert isinstance(stack, ComposeStack)
+    stack.compose("exec", "-T", service, "sh", "-c", script)
+
+
+def without_alertmanager(stack: Stack) -> None:
+    """Stop Alertmanager and kill a worker: nobody gets the alert."""
+    stack.stop("alertmanager")
+    send_workers(stack, "flask-app", signal.SIGKILL, 1)
+
+
+def kill_supervisord(stack: Stack) -> None:
+    """Kill supervisord, whose services run on."""
+    os.kill(int((stack.run / "supervisord.pid").read_text()), signal.SIGKILL)
+
+
+def start_anew(stack: Stack) -> None:
+    """End what runs, and start the stack."""
+    assert stack.command("down").returncode == 0
+    stack.up()
+
+
 def killed(service: str) -> Callable[[Stack], None]:
     """What kills a service's main process."""
     return lambda stack: send(stack, service, signal.SIGKILL)
@@ -149,6 +188,10 @@ def killed(service: str) -> Callable[[Stack], None]:
 NO_LIMIT = "local processes have no memory limit"
 NO_DNS = "local processes have an address instead of a name"
 ONE = "local processes have no replicas"
+OWN_DISK = "a local stack writes to the machine's own disk"
+NO_SUPERVISORD = "containers have no supervisord"
+ROOT_WRITES = "root may write to any folder"
+METRICS_LOG = "/var/log/nginx-metrics"
 
 
 def every() -> Iterator[Fault]:
@@ -233,6 +276,59 @@ def every() -> Iterator[Fault]:
         path=new_entries,
     )
     yield Fault("Prometheus is killed", killed("prometheus"))
+    yield Fault(
+        "nginx's metrics log is full",
+        fill(proxy, METRICS_LOG),
+        empty(proxy, METRICS_LOG),
+        alert="RequestsUnaccounted",
+        kinds=("compose",),
+        why=OWN_DISK,
+        loses_counts=True,
+    )
+    yield Fault(
+        "the cache's folder is replaced by a file",
+        lambda stack: beside_cache(stack, REPLACED),
+        lambda stack: beside_cache(stack, PUT_BACK),
+        alert="CacheNotWritable",
+        path=new_entries,
+    )
+    yield Fault(
+        "Alertmanager is stopped when an alert begins",
+        without_alertmanager,
+        lambda stack: stack.start("alertmanager"),
+        alert="AlertDeliveryFailing",
+    )
+    yield Fault(
+        "Grafana is stopped, and started later",
+        lambda stack: stack.stop("grafana"),
+        lambda stack: stack.start("grafana"),
+        alert="GrafanaDown",
+        needs='up{job="grafana"} == 1',
+    )
+    yield Fault(
+        "supervisord is killed, and the stack started anew",
+        kill_supervisord,
+        start_anew,
+        kinds=("local",),
+        why=NO_SUPERVISORD,
+    )
+    yield Fault(
+        "the cache's folder is read-only",
+        lambda stack: beside_cache(stack, READ_ONLY),
+        lambda stack: beside_cache(stack, WRITABLE),
+        alert="CacheNotWritable",
+        kinds=("compose",),
+        why=ROOT_WRITES,
+        path=new_entries,
+    )
+    yield Fault(
+        "Prometheus' disk is full",
+        fill("prometheus", "/prometheus"),
+        empty("prometheus", "/prometheus"),
+        alert="PrometheusNotStoring",
+        kinds=("compose",),
+        why=OWN_DISK,
+    )
 
 
 FAULTS = list(every())

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 import requests
 
-from tests.e2e.faults import EMPTY, FULL, beside_cache
-from tests.stacks import SMALL_CACHE, Stack, launch, wait_until
+from tests.e2e.faults import EMPTY, FULL, PUT_BACK, READ_ONLY, REPLACED, WRITABLE, beside_cache
+from tests.stacks import SMALL_DISKS, Stack, launch, wait_until
 
 NOTICED_WITHIN = 10  # seconds
 ALERTED_WITHIN = 120
@@ -21,7 +21,7 @@ FAULTS = ("replaced", "read-only", "full")
 
 @pytest.fixture(scope="module")
 def stack(kind: str) -> Iterator[Stack]:
-    with launch(kind, None, SMALL_CACHE) as running:
+    with launch(kind, None, SMALL_DISKS) as running:
         yield running
 
 
@@ -29,9 +29,9 @@ def commands(kind: str, fault: str) -> tuple[str, str]:
     """What breaks the cache and what repairs it, in the folder of nginx's caches."""
     match fault:
         case "replaced":
-            return "mv responses aside && touch responses", "rm responses && mv aside responses"
+            return REPLACED, PUT_BACK
         case "read-only":
-            return "chmod 500 responses", "chmod 700 responses"
+            return READ_ONLY, WRITABLE
     return FULL[kind], EMPTY[kind]
 
 
