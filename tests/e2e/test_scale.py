@@ -1,4 +1,4 @@
-"""Adding, removing and killing replicas in Compose: no request fails, and Prometheus follows."""
+"""Replicas in Compose that come, go, hang and die: others' requests do not fail or wait."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 import requests
 
-from tests.load import busy_machine
-from tests.stacks import ComposeStack, Stack, wait_until
+from tests.load import Load, busy_machine
+from tests.stacks import ComposeStack, Stack, run, wait_until
 
 
 class Client(threading.Thread):
@@ -110,3 +110,41 @@ def test_replicas_that_vanish_one_after_another_fail_no_request(scalable: Compos
             time.sleep(1)  # with the kill about 2 s: the time for which nginx caches DNS answers
         before = answers(asking)
         wait_until(lambda: answers(asking) > before + 100, 60, "more answers")
+
+
+def test_replica_that_hangs_holds_few_requests(scalable: ComposeStack) -> None:
+    scale(scalable, 3)
+    wait_until(lambda: replicas_seen(scalable) == (3, 3), 60, "Prometheus to see 3 replicas")
+    with Load(f"{scalable.http}/?size=10", 40) as load:
+        wait_until(lambda: len(load.answers) > 80, 30, "load")
+        paused = scalable.containers("flask-app")[-1]
+        run(["docker", "pause", paused])
+        hung = time.monotonic()
+        try:
+            wait_until(
+                lambda: sum(each.began > hung for each in load.answers) > 400, 60, "400 answers"
+            )
+        finally:
+            mended = time.monotonic()
+            run(["docker", "unpause", paused])
+    held = [each for each in load.answers if each.began < mended - 1 and each.ended > mended]
+    assert set(load.failed) <= set(held)
+    assert len(held) <= 20  # with equal shares it is 133
+
+
+def test_request_that_kills_workers_kills_few_and_fails_few_others(scalable: ComposeStack) -> None:
+    scale(scalable, 3)
+    wait_until(lambda: replicas_seen(scalable) == (3, 3), 60, "Prometheus to see 3 replicas")
+    killed = workers_killed(scalable)
+    with Load(f"{scalable.http}/?size=10", 20) as load:
+        for _ in range(4):
+            assert requests.get(f"{scalable.http}/?die=9", timeout=20).status_code in (502, 503)
+            seen = len(load.answers)
+            wait_until(lambda seen=seen: len(load.answers) > seen + 20, 30, "more answers")
+    assert workers_killed(scalable) - killed <= 4 * 6  # a replica once, and as a backup once
+    # A killed worker takes the requests with it that it was working on.
+    assert len(load.failed) < len(load.answers) / 4
+
+
+def workers_killed(stack: ComposeStack) -> int:
+    return stack.logs("flask-app").count("was sent SIGKILL")
