@@ -31,7 +31,13 @@ FOLDER = "stack"
 STEP = 5  # seconds: the scrape interval
 TIMEOUT = 30  # seconds, for one answer
 # Grafana's frontend replaces these before it sends a query; its server replaces $__rate_interval.
-FRONTEND_VALUES = {"$route": ".+", "$instance": ".+", "$busiest": ".+", "$cached": ".+"}
+FRONTEND_VALUES = {
+    "$stack": ".*",
+    "$route": ".+",
+    "$instance": ".+",
+    "$busiest": ".+",
+    "$cached": ".+",
+}
 # Seconds: the window of the overview's rates by route and by cache status.
 RATE_WINDOW = 60
 REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)

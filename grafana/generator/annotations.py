@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from generator import colours
+from generator.scope import of_chosen_stack
 from generator.targets import DATASOURCE
 
 
@@ -97,7 +98,7 @@ def annotation(event: Annotation) -> dict[str, Any]:
         "enable": True,
         "hide": not event.switch,
         "iconColor": event.colour,
-        "target": {"refId": "Anno", "expr": event.expr, "interval": "5s"},
+        "target": {"refId": "Anno", "expr": of_chosen_stack(event.expr), "interval": "5s"},
         "titleFormat": event.title,
         "textFormat": event.text,
     } | when

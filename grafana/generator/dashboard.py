@@ -6,7 +6,7 @@ from typing import Any
 
 from generator.annotations import ANNOTATIONS, annotation
 from generator.panels import Panel
-from generator.variables import ADDRESSES, DATA_SOURCE, Variable
+from generator.variables import ADDRESSES, DATA_SOURCE, STACK, Variable
 
 COLUMNS = 24
 
@@ -45,7 +45,7 @@ def dashboard(
         uid: stable id, part of its address.
         title: its name in menus.
         description: the question it answers.
-        variables: the dashboard's variables, besides the data source.
+        variables: the dashboard's variables, besides the data source and the stack.
         rows: lines of panels by the title of their row; an empty title makes no header.
     """
     return {
@@ -60,7 +60,7 @@ def dashboard(
         "time": {"from": "now-15m", "to": "now"},
         "timepicker": {},
         "timezone": "browser",
-        "templating": {"list": [DATA_SOURCE, *variables, *ADDRESSES]},
+        "templating": {"list": [DATA_SOURCE, STACK, *variables, *ADDRESSES]},
         "annotations": {"list": [annotation(each) for each in ANNOTATIONS]},
         "links": [
             _to_dashboards(),

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+from generator.scope import of_chosen_stack
 from generator.signals import Query
 
 Target = dict[str, Any]
@@ -29,7 +30,7 @@ def _target(ref: str, query: Query, fmt: str) -> Target:
         "refId": ref,
         "datasource": DATASOURCE,
         "editorMode": "code",
-        "expr": query.expr,
+        "expr": of_chosen_stack(query.expr),
         "legendFormat": query.legend,
         "format": fmt,
     }

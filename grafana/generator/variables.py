@@ -2,12 +2,13 @@
 
 from typing import Any
 
+from generator.scope import of_chosen_stack
 from generator.targets import DATASOURCE
 
 Variable = dict[str, Any]
 
 
-def choice(name: str, label: str, description: str, query: str) -> Variable:
+def choice(name: str, label: str, description: str, query: str, all_values: str = ".+") -> Variable:
     """A choice of one or more label values that Prometheus knows."""
     return {
         "type": "query",
@@ -21,7 +22,7 @@ def choice(name: str, label: str, description: str, query: str) -> Variable:
         "sort": 1,
         "multi": True,
         "includeAll": True,
-        "allValue": ".+",
+        "allValue": all_values,
         "current": {"text": "All", "value": "$__all"},
         "options": [],
         "hide": 0,
@@ -61,7 +62,7 @@ def busiest(name: str, weight: str, current: str) -> Variable:
         current: a record by route for routes that have no `weight` yet.
     """
     total = f"sum by (route) (sum_over_time({weight}[$__range]) or {current})"
-    query = f"query_result(topk(8, {total} > 0))"
+    query = f"query_result({of_chosen_stack(f'topk(8, {total} > 0)')})"
     return {
         "type": "query",
         "name": name,
@@ -89,18 +90,26 @@ DATA_SOURCE = {
     "hide": 1,
 }
 
+STACK = choice(
+    "stack",
+    "Stack",
+    "Stacks whose Prometheus writes to this store; in a stack's own Prometheus there is only All.",
+    "label_values(stack:known, stack)",
+    all_values=".*",
+)
+
 INSTANCE = choice(
     "instance",
     "Instance",
     "Replicas of flask-app. nginx's metrics always cover all replicas together.",
-    "label_values(gunicorn_workers, instance)",
+    f"label_values({of_chosen_stack('gunicorn_workers')}, instance)",
 )
 
 ROUTES = choice(
     "route",
     "Route",
     "Flask's URL rules, as seen in nginx's metrics.",
-    "label_values(nginx_route_requests_total, route)",
+    f"label_values({of_chosen_stack('nginx_route_requests_total')}, route)",
 )
 
 # "All" stays available although one route is meant: without it, Grafana would not escape the value

@@ -244,6 +244,7 @@ def prepared(query: Asked, span: int, step: int, routes: int) -> str:
     """PromQL with Grafana's values in place of the variables."""
     eight = "|".join(f"/r{number}" for number in range(min(8, routes)))
     values = {
+        "$stack": ".*",
         "$instance": ".+",
         "$busiest": eight,
         "$cached": eight,

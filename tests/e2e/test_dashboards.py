@@ -27,6 +27,7 @@ DASHBOARDS: dict[str, dict[str, Any]] = {path.stem: json.loads(path.read_text())
 
 STEP = 5  # seconds; the scrape interval, which is the smallest step that Grafana uses here
 GRAFANA_VALUES = {
+    "$stack": ".*",
     "$route": ".+",
     "$instance": ".+",
     "$busiest": ".+",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from generator.dashboard import dashboard, line
+from generator.scope import of_chosen_stack
 
 
 def test_lines_are_placed_below_each_other_and_rows_have_headers() -> None:
@@ -24,3 +25,28 @@ def test_lines_are_placed_below_each_other_and_rows_have_headers() -> None:
 def test_a_line_needs_a_width_for_each_of_its_panels_or_none() -> None:
     with pytest.raises(ValueError, match="shorter"):
         dashboard("uid", "T", "D.", variables=[], rows={"": [line(4, {}, {}, widths=[24])]})
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("up", "up{S}"),
+        ("up{}", "up{S}"),
+        ('up{job="a}", x=~"b"} > 0', 'up{S, job="a}", x=~"b"} > 0'),
+        (
+            "sum by (job) (rate(a_total[5m] offset 1m))",
+            "sum by (job) (rate(a_total{S}[5m] offset 1m))",
+        ),
+        ("sum(a:b:c @ end()) or vector(NaN)", "sum(a:b:c{S} @ end()) or vector(NaN)"),
+        ("a * on (job) group_left (x) b", "a{S} * on (job) group_left (x) b{S}"),
+        (
+            'a > bool 1e6 and on () label_replace(b, "c", "$1", "d", "e")',
+            'a{S} > bool 1e6 and on () label_replace(b{S}, "c", "$1", "d", "e")',
+        ),
+        ("a[$__rate_interval:5s]", "a{S}[$__rate_interval:5s]"),
+    ],
+)
+def test_each_selector_is_limited_to_the_chosen_stack(expression: str, expected: str) -> None:
+    assert of_chosen_stack(expression) == expected.replace("S}", 'stack=~"$stack"}').replace(
+        "{S,", '{stack=~"$stack",'
+    )
