@@ -1,0 +1,104 @@
+"""The nginx of this machine with the project's configuration, before several fake replicas."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socketserver
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import requests
+
+from local.render import render
+from local.settings import BIN, DEFAULT_PORTS, environment, settings
+from tests.stacks import free_port, wait_until
+
+
+class Replica(socketserver.ThreadingTCPServer):
+    """Answers any request, unless it hangs; for /deadly it closes the connection instead."""
+
+    allow_reuse_address = True
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.hangs = False
+        self.targets: list[str] = []
+        self.released = threading.Event()
+
+    @property
+    def address(self) -> str:
+        return "{}:{}".format(*self.server_address)
+
+
+class _Handler(socketserver.StreamRequestHandler):
+    server: Replica
+
+    def handle(self) -> None:
+        target = self.rfile.readline().split()[1].decode()
+        for _ in iter(self.rfile.readline, b"\r\n"):
+            pass
+        self.server.targets.append(target)
+        if self.server.hangs:
+            self.server.released.wait(60)
+        elif target != "/deadly":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nOK")
+
+
+class Proxy:
+    """A running nginx before its replicas."""
+
+    def __init__(self, url: str, replicas: list[Replica]) -> None:
+        self.url = url
+        self.replicas = replicas
+
+    def status(self, path: str = "/") -> int:
+        return requests.get(self.url + path, timeout=30).status_code
+
+
+@contextlib.contextmanager
+def serving(count: int) -> Iterator[list[Replica]]:
+    """Run so many replicas."""
+    with contextlib.ExitStack() as running:
+        replicas = [running.enter_context(Replica()) for _ in range(count)]
+        for replica in replicas:
+            threading.Thread(target=replica.serve_forever, daemon=True).start()
+            running.callback(replica.shutdown)
+            running.callback(replica.released.set)
+        yield replicas
+
+
+@contextlib.contextmanager
+def proxy(folder: Path, replicas: list[Replica], **given: str) -> Iterator[Proxy]:
+    """Run nginx before these replicas, with these settings."""
+    numbers = {name: str(free_port()) for name in DEFAULT_PORTS}
+    env = environment(settings() | numbers | {"NGINX_WORKER_PROCESSES": "2"} | given, folder)
+    render(env)
+    run = Path(env["NGINX_RUN_DIR"])
+    _name_replicas(run / "conf.d" / "flask-app.conf", env["FLASK_APP_SERVER"], replicas)
+    command = [BIN / "nginx", "-e", "stderr", "-p", run, "-c", run / "nginx.conf"]
+    nginx = subprocess.Popen(
+        [*command, "-g", f"daemon off; {env['NGINX_USER_DIRECTIVE']}"], env=env
+    )
+    try:
+        url = f"http://127.0.0.1:{env['HTTP_PORT']}"
+        wait_until(lambda: requests.get(f"{url}/health-check", timeout=5).ok, 10, "nginx")
+        yield Proxy(url, replicas)
+    finally:
+        nginx.terminate()
+        nginx.wait()
+
+
+def _name_replicas(config: Path, server: str, replicas: list[Replica]) -> None:
+    """Repeat each `server` of the upstream for every replica, as `resolve` does."""
+
+    def repeated(line: re.Match[str]) -> str:
+        return "\n".join(line[0].replace(server, replica.address) for replica in replicas)
+
+    text, found = re.subn(rf" server {server} .*;", repeated, config.read_text())
+    assert found
+    config.write_text(text)
