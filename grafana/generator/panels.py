@@ -443,8 +443,8 @@ def _config(ref: str, field: str, mappings: list[dict[str, Any]]) -> dict[str, A
 
 
 def _to_route(route: str) -> dict[str, Any]:
-    variables = f"var-route={route}&${{datasource:queryparam}}&${{instance:queryparam}}"
-    url = f"/d/route/route?{variables}&${{__url_time_range}}"
+    kept = "&".join(f"${{{name}:queryparam}}" for name in ("datasource", "stack", "instance"))
+    url = f"/d/route/route?var-route={route}&{kept}&${{__url_time_range}}"
     return {"title": "Open this route", "url": url}
 
 

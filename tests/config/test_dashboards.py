@@ -302,6 +302,7 @@ def test_links_between_dashboards_resolve_and_keep_time_and_variables(
         assert re.match(r"/d/([\w-]+)/", url)[1] in UIDS
         assert "${__url_time_range}" in url
         assert "${datasource:queryparam}" in url
+        assert "${stack:queryparam}" in url
     everywhere = next(link for link in dashboard["links"] if link["type"] == "dashboards")
     assert set(everywhere["tags"]) <= set(dashboard["tags"])
     assert everywhere["keepTime"]
