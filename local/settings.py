@@ -173,6 +173,7 @@ def environment(values: dict[str, str], run: Path) -> dict[str, str]:
     python_path = [str(app_packages(values)), values.get("PYTHONPATH")]
     here = {name: f"127.0.0.1:{number}" for name, number in port.items()}
     rules = values.get("PROMETHEUS_RULES_DIR") or ROOT / "prometheus" / "rules"
+    prometheus = values.get("PROMETHEUS_CONFIG") or "prometheus/prometheus.yml"
     paths = {
         "STACK_ROOT": str(ROOT),
         "STACK_RUN_DIR": str(run),
@@ -192,6 +193,7 @@ def environment(values: dict[str, str], run: Path) -> dict[str, str]:
         "APP_PYTHONPATH": os.pathsep.join(filter(None, python_path)),
         "APP_VERSION": app_version(values),
         "PROMETHEUS_MULTIPROC_DIR": str(run / "flask-app"),
+        "PROMETHEUS_CONFIG": str((ROOT / prometheus).resolve()),
         "PROMETHEUS_RULES_DIR": str((ROOT / rules).resolve()),
         "ALERTMANAGER_RUNTIME_CONFIG": str(run / "alertmanager.yml"),
         "PATH": f"{BIN}{os.pathsep}{VENV / 'bin'}{os.pathsep}{values.get('PATH', os.defpath)}",
@@ -229,7 +231,6 @@ def environment(values: dict[str, str], run: Path) -> dict[str, str]:
         "NGINX_CLIENT_MAX_BODY_SIZE": "1m",
         "CONSOLE_HOSTS": "",
         "FLASK_APP_TIMEOUT": "65",
-        "PROMETHEUS_CONFIG": str(ROOT / "prometheus" / "prometheus.yml"),
         "ALERTMANAGER_CONFIG": str(ROOT / "prometheus" / "alertmanager.yml"),
         "ALERT_SECRETS_DIR": str(ROOT / "prometheus" / "secrets"),
         "GRAFANA_URL": f"http://localhost:{port['GRAFANA_PORT']}",
