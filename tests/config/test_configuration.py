@@ -263,3 +263,29 @@ def test_no_file_below_tmp_has_a_fixed_name() -> None:
     ]
     assert len(paths) > 50
     assert named == []
+
+
+def test_example_of_remote_write_scrapes_what_the_stack_does() -> None:
+    """A copy, because Prometheus cannot include a file in its configuration."""
+    ours = yaml.safe_load((ROOT / "prometheus" / "prometheus.yml").read_text())
+    example = yaml.safe_load((ROOT / "examples" / "remote-write" / "prometheus.yml").read_text())
+    (store,) = example.pop("remote_write")
+    added = {name: example["global"]["external_labels"].pop(name) for name in ("stack", "region")}
+    assert example == ours
+    assert added == {"stack": "${STACK_NAME}", "region": "${STACK_REGION}"}
+    dropped = store["write_relabel_configs"][0]
+    assert dropped["action"] == "labeldrop"
+    links = ours["global"]["external_labels"]
+    assert {name for name in links if re.fullmatch(dropped["regex"], name)} == set(links)
+
+
+def test_compose_accepts_the_example_of_remote_write() -> None:
+    if engine_missing():
+        pytest.skip(engine_missing())
+    files = ROOT / "compose.yaml", ROOT / "examples" / "remote-write" / "compose.yaml"
+    env = os.environ | {"STACK_NAME": "shop", "COMPOSE_FILE": os.pathsep.join(map(str, files))}
+    rendered = yaml.safe_load(run(["docker", "compose", "config"], env=env))
+    own = {name: each for name, each in compose_services().items() if name == "prometheus"}
+    flags = rendered["services"]["prometheus"]["command"]
+    names = {each.partition("=")[0] for each in own["prometheus"]["command"]}
+    assert {flag.partition("=")[0] for flag in flags} == names | {"--web.listen-address"}
