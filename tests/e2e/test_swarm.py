@@ -224,3 +224,23 @@ def test_one_node_after_the_other_gets_a_new_nginx(swarm: Swarm, record_property
     assert all(max(first) < min(second) for first, second in itertools.pairwise(spans))
     for load in loads:
         row(record_property, "nginx is replaced, one node's clients", failures([load]))
+
+
+def test_a_killed_node_is_made_up_for(swarm: Swarm, record_property: Record) -> None:
+    run_nginx_everywhere(swarm)
+    before = counts(swarm)
+    with load_on(swarm, 1, 2) as loads:
+        swarm.kill(3)
+        killed = time.monotonic()
+        wait_until(lambda: targets(swarm) == expected(2, 2), WITHIN, "two nodes with everything")
+        row(record_property, "seconds to two healthy replicas", f"{time.monotonic() - killed:.0f}")
+        wait_until(calm(loads), WITHIN, "an answer to every request")
+        lost, surviving = failures(loads), instances(swarm).keys()
+        swarm.start(3)
+        wait_for_targets(swarm, nginx=3, flask=2)
+        wait_until(calm(loads), WITHIN, "an answer to every request")
+    row(record_property, "a node is killed, the others' clients", lost)
+    row(record_property, "the same, and it starts again", failures(loads))
+    after = counts(swarm)
+    grown = sum(after[each] - before.get(each, 0) for each in surviving)
+    assert grown == sum(len(load.answers) for load in loads)
