@@ -1,7 +1,7 @@
 """Two stacks that write to one store: examples/remote-write, with a second Prometheus as the store.
 
 The store has the stacks' rules and dashboards. What it shows of one stack must be what that stack's
-own Prometheus shows.
+own Prometheus shows, and a fault of one must not touch the other.
 """
 
 from __future__ import annotations
@@ -145,6 +145,16 @@ def differs(own: float, stored: float) -> bool:
     return not math.isclose(own, stored, rel_tol=0.05, abs_tol=0.05)
 
 
+def firing(store: Store) -> set[tuple[str, str]]:
+    """The name and the stack of each alert that fires, without the one that always does."""
+    query = 'ALERTS{alertstate="firing", alertname!="Watchdog"}'
+    answer = requests.get(f"{store.url}/api/v1/query", params={"query": query}, timeout=30).json()
+    return {
+        (each["metric"]["alertname"], each["metric"].get("stack", ""))
+        for each in answer["data"]["result"]
+    }
+
+
 def test_store_has_each_series_once_without_the_addresses_of_links(
     pair: tuple[Store, LocalStack, LocalStack],
 ) -> None:
@@ -183,3 +193,21 @@ def test_dashboards_show_the_same_of_a_stack_in_the_store(
                 different[query, name] = pair_of
     assert compared > 100
     assert not different, "\n".join(f"{k[0][:150]} {dict(k[1])} {v}" for k, v in different.items())
+
+
+def test_fault_of_one_stack_does_not_touch_the_other(
+    pair: tuple[Store, LocalStack, LocalStack],
+) -> None:
+    store, _, second = pair
+    requests_of = 'sum(cache_status:nginx_requests:rate1m{stack="a"})'
+    hits_of = 'sum(cache_status:nginx_requests:rate1m{stack="a", cache="HIT"})'
+    before = [asked(store.url, each, time.time()) for each in (requests_of, hits_of)]
+    earlier = firing(store)
+    second.stop("flask-app")
+    wait_until(lambda: ("UpstreamDown", "b") in firing(store), 200, "the alert of b")
+    after = [asked(store.url, each, time.time()) for each in (requests_of, hits_of)]
+    # Without a stack: what the store says of itself, as that it has no Alertmanager here.
+    assert not [each for each in firing(store) - earlier if each[1] not in ("b", "")]
+    for old, new in zip(before, after, strict=True):
+        assert old.keys() == new.keys() != set()
+        assert not differs(*old.values(), *new.values())
