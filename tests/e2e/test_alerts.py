@@ -266,10 +266,18 @@ def test_full_cache_sends_an_alert(fast: Stack, receivers: Receivers) -> None:
 
 
 def test_stopped_exporter_sends_an_alert(fast: Stack, receivers: Receivers) -> None:
+    # Engines after 20.10 say at once that the name of a stopped container is gone. The target goes, too.
+    names = ("TargetDown", "TargetMissing")
+
+    def arrived() -> list[Message]:
+        firing = [alert for name in names for alert in receivers.alerts(name, "firing")]
+        return [each for each in firing if each["labels"]["job"] == "nginx-access-exporter"]
+
     with stopped(fast, "nginx-access-exporter"):
-        alert = received(fast, receivers, "TargetDown", "firing", job="nginx-access-exporter")
+        alert, *_ = wait_until(arrived, DEADLINE, "one of the two alerts")
     assert alert["labels"]["severity"] == "page"
-    received(fast, receivers, "TargetDown", "resolved", job="nginx-access-exporter")
+    name = alert["labels"]["alertname"]
+    received(fast, receivers, name, "resolved", job="nginx-access-exporter")
 
 
 def test_stopped_flask_sends_an_alert_without_its_consequences(
