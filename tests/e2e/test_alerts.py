@@ -266,7 +266,8 @@ def test_full_cache_sends_an_alert(fast: Stack, receivers: Receivers) -> None:
 
 
 def test_stopped_exporter_sends_an_alert(fast: Stack, receivers: Receivers) -> None:
-    # Engines after 20.10 say at once that the name of a stopped container is gone. The target goes, too.
+    # Engines after 20.10 say at once that the name of a stopped container is gone, and so the
+    # target goes, too.
     names = ("TargetDown", "TargetMissing")
 
     def arrived() -> list[Message]:
