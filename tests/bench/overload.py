@@ -15,22 +15,16 @@ Compare only numbers of the same run.
 
 import argparse
 import asyncio
-import os
 import re
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
-import requests
-
-from local.settings import BIN
-from tests.stacks import ComposeStack, Stack, free_port, launch, wait_until
+from tests.bench.plain import plain_sample
+from tests.stacks import ComposeStack, Stack, launch
 
 WORKERS, THREADS = 3, 4
 SERVICE_SECONDS = 0.5
@@ -39,35 +33,6 @@ OVERLOAD = 2.5
 NEIGHBOURS_PER_SECOND = 5
 ARRIVALS = 2  # times what the threads can serve
 PATIENCE_SECONDS = 10
-
-PLAIN_NGINX = """
-pid {directory}/nginx.pid;
-error_log {directory}/error.log;
-events {{ }}
-http {{
-    access_log {directory}/access.log;
-    client_body_temp_path {directory}/body;
-    proxy_temp_path {directory}/proxy;
-    fastcgi_temp_path {directory}/fastcgi;
-    uwsgi_temp_path {directory}/uwsgi;
-    scgi_temp_path {directory}/scgi;
-    server {{
-        listen 127.0.0.1:{port};
-        location / {{ proxy_pass http://127.0.0.1:{upstream}; }}
-    }}
-}}
-"""
-PLAIN_APP = """
-import time
-from flask import Flask, request
-app = Flask(__name__)
-
-@app.get("/")
-@app.get("/info")
-def hello():
-    time.sleep(float(request.args.get("sleep", 0)))
-    return "Hello World!"
-"""
 
 
 def main() -> None:
@@ -95,7 +60,8 @@ def main() -> None:
             stack = running.enter_context(_stack(replicas, settings))
             urls[name] = stack.http
         if replicas == 1:
-            urls["plain"] = running.enter_context(_plain())
+            options = (f"--workers={WORKERS}", f"--threads={THREADS}")
+            urls["plain"] = running.enter_context(plain_sample(*options)).url
         for name in arguments.measurements or MEASUREMENTS:
             measure = MEASUREMENTS[name]
             rounds = {each: [] for each in urls}
@@ -154,7 +120,7 @@ def deadline(url: str, threads: int, seconds: float) -> dict[str, float]:
     async def ask() -> None:
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
-                statuses.append(await _ask(url, SLOW))
+                statuses.append(await ask(url, SLOW))
         except TimeoutError:
             statuses.append(0)
 
@@ -203,11 +169,12 @@ async def _ask_until(url: str, path: str, end: float) -> None:
 
 async def _time(url: str, path: str) -> float:
     start = time.monotonic()
-    await _ask(url, path)
+    await ask(url, path)
     return time.monotonic() - start
 
 
-async def _ask(url: str, path: str) -> int:
+async def ask(url: str, path: str) -> int:
+    """Send a request on a connection of its own; return its status."""
     connection = await _connect(url)
     try:
         return await _exchange(connection, path)
@@ -245,33 +212,6 @@ def _stack(replicas: int, settings: dict[str, str]) -> Iterator[Stack]:
         if isinstance(stack, ComposeStack):
             stack.compose("up", "--wait", "--scale", f"flask-app={replicas}", "flask-app")
         yield stack
-
-
-@contextmanager
-def _plain() -> Iterator[str]:
-    """Run a plain nginx and a stock gunicorn; yield nginx's URL."""
-    directory = Path(tempfile.mkdtemp(prefix="plain-"))
-    port, upstream = free_port(), free_port()
-    (directory / "plain.py").write_text(PLAIN_APP)
-    settings = {"directory": directory, "port": port, "upstream": upstream}
-    (directory / "nginx.conf").write_text(PLAIN_NGINX.format(**settings))
-    gunicorn = [sys.executable, "-m", "gunicorn", f"--bind=127.0.0.1:{upstream}"]
-    gunicorn += [f"--workers={WORKERS}", f"--threads={THREADS}", "plain:app"]
-    nginx = [BIN / "nginx", "-e", "stderr", "-c", directory / "nginx.conf", "-g", "daemon off;"]
-    log = (directory / "log").open("w")
-    processes = [
-        subprocess.Popen(command, cwd=directory, stdout=log, stderr=log, env=os.environ)
-        for command in (gunicorn, nginx)
-    ]
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_until(lambda: requests.get(url, timeout=5).ok, 30, "the plain sample answers")
-        yield url
-    finally:
-        for process in processes:
-            process.terminate()
-            process.wait()
-        shutil.rmtree(directory)
 
 
 if __name__ == "__main__":
