@@ -5,6 +5,7 @@ import re
 # `.*` also matches series without the label, which is all of them in a stack's own Prometheus.
 SELECTOR = 'stack=~"$stack"'
 STRING = r'"(?:[^"\\]|\\.)*"'
+LABELS = rf'\{{ (?:[^"}}]|{STRING})* \}}'
 TOKEN = re.compile(
     rf"""
     {STRING}
@@ -13,7 +14,8 @@ TOKEN = re.compile(
     | \b(?:and|or|unless|bool|offset|NaN|Inf)\b
     | [$@]\w+ | [\d.]\w*                                                   # a variable, a number
     | \w+(?=\s+(?:by|without)\b) | \w+\s*\(                                # a function
-    | (?P<metric>[a-zA-Z_:][\w:]*) (?P<labels>\{{ (?:[^"}}]|{STRING})* \}})?
+    | (?P<metric>[a-zA-Z_:][\w:]*) (?P<labels>{LABELS})?
+    | (?P<any_metric>{LABELS})
     """,
     re.VERBOSE,
 )
@@ -25,7 +27,7 @@ def of_chosen_stack(expression: str) -> str:
 
 
 def _scoped(token: re.Match[str]) -> str:
-    if not token["metric"]:
+    metric, labels = token["metric"] or "", token["labels"] or token["any_metric"] or ""
+    if not metric and not labels:
         return token[0]
-    labels = (token["labels"] or "{}")[1:-1]
-    return f"{token['metric']}{{{', '.join(filter(None, (SELECTOR, labels)))}}}"
+    return f"{metric}{{{', '.join(filter(None, (SELECTOR, labels[1:-1])))}}}"

@@ -385,8 +385,9 @@ def test_every_variable_has_values(uid: str, traffic: Traffic) -> None:
     found = {}
     for variable in DASHBOARDS[uid]["templating"]["list"]:
         if variable["type"] == "query" and not variable["hide"]:
-            asked = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["definition"])
-            values = api(traffic.stack, f"label/{asked[2]}/values", **{"match[]": asked[1]})
+            asked = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["definition"])
+            series = asked[1].replace("$stack", ".*")
+            values = api(traffic.stack, f"label/{asked[2]}/values", **{"match[]": series})
             found[variable["name"]] = set(values)
     if found:
         assert found.get("route", ROUTES) == ROUTES
@@ -401,7 +402,7 @@ def test_line_panels_draw_the_busiest_routes_of_the_whole_range(
         each for each in DASHBOARDS["stack-overview"]["templating"]["list"] if each["name"] == name
     )
     asked = re.fullmatch(r"query_result\((.+)\)", variable["definition"])[1]
-    found = traffic.stack.query(asked.replace("$__range", "15m"))
+    found = traffic.stack.query(asked.replace("$__range", "15m").replace("$stack", ".*"))
     routes = {each["metric"]["route"] for each in found}
     # The only request of "none" may come between two of the records, which are a minute apart.
     assert routes | {"none"} == (chosen or ROUTES) | {"none"}

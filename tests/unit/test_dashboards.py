@@ -44,6 +44,7 @@ def test_a_line_needs_a_width_for_each_of_its_panels_or_none() -> None:
             'a{S} > bool 1e6 and on () label_replace(b{S}, "c", "$1", "d", "e")',
         ),
         ("a[$__rate_interval:5s]", "a{S}[$__rate_interval:5s]"),
+        ('sum({__name__=~"a|b", c="d"})', 'sum({S, __name__=~"a|b", c="d"})'),
     ],
 )
 def test_each_selector_is_limited_to_the_chosen_stack(expression: str, expected: str) -> None:
