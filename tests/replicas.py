@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 import socketserver
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +12,9 @@ from pathlib import Path
 import requests
 
 from local.render import render
-from local.settings import BIN, DEFAULT_PORTS, environment, settings
-from tests.stacks import free_port, wait_until
+from local.settings import DEFAULT_PORTS, environment, settings
+from tests.servers import nginx_command, running
+from tests.stacks import free_port
 
 
 class Replica(socketserver.ThreadingTCPServer):
@@ -63,12 +63,12 @@ class Proxy:
 @contextlib.contextmanager
 def serving(count: int) -> Iterator[list[Replica]]:
     """Run so many replicas."""
-    with contextlib.ExitStack() as running:
-        replicas = [running.enter_context(Replica()) for _ in range(count)]
+    with contextlib.ExitStack() as started:
+        replicas = [started.enter_context(Replica()) for _ in range(count)]
         for replica in replicas:
             threading.Thread(target=replica.serve_forever, daemon=True).start()
-            running.callback(replica.shutdown)
-            running.callback(replica.released.set)
+            started.callback(replica.shutdown)
+            started.callback(replica.released.set)
         yield replicas
 
 
@@ -78,19 +78,11 @@ def proxy(folder: Path, replicas: list[Replica], **given: str) -> Iterator[Proxy
     numbers = {name: str(free_port()) for name in DEFAULT_PORTS}
     env = environment(settings() | numbers | {"NGINX_WORKER_PROCESSES": "2"} | given, folder)
     render(env)
-    run = Path(env["NGINX_RUN_DIR"])
-    _name_replicas(run / "conf.d" / "flask-app.conf", env["FLASK_APP_SERVER"], replicas)
-    command = [BIN / "nginx", "-e", "stderr", "-p", run, "-c", run / "nginx.conf"]
-    nginx = subprocess.Popen(
-        [*command, "-g", f"daemon off; {env['NGINX_USER_DIRECTIVE']}"], env=env
-    )
-    try:
-        url = f"http://127.0.0.1:{env['HTTP_PORT']}"
-        wait_until(lambda: requests.get(f"{url}/health-check", timeout=5).ok, 10, "nginx")
+    run = env["NGINX_RUN_DIR"]
+    _name_replicas(Path(run, "conf.d", "flask-app.conf"), env["FLASK_APP_SERVER"], replicas)
+    url = f"http://127.0.0.1:{env['HTTP_PORT']}"
+    with running(nginx_command(env, run), f"{url}/health-check", 10, env=env):
         yield Proxy(url, replicas)
-    finally:
-        nginx.terminate()
-        nginx.wait()
 
 
 def _name_replicas(config: Path, server: str, replicas: list[Replica]) -> None:

@@ -204,11 +204,11 @@ class Stack:
 
     def processes(self, service: str) -> list[Process]:
         """The service's processes, its main one first."""
-        found = [_process(self.main_process(service))]
-        for parent in found:  # grows as children are found
-            for child in children(parent.pid):
-                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                    found.append(_process(child))
+        main, *others = family(self.main_process(service))
+        found = [_process(main)]
+        for pid in others:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                found.append(_process(pid))
         return found
 
     def metrics(self, service: str) -> str:
@@ -447,6 +447,14 @@ def children(pid: int) -> list[int]:
             for child in (task / "children").read_text().split()
         ]
     return []
+
+
+def family(*pids: int) -> list[int]:
+    """The ids of processes and, behind them, of all their descendants."""
+    found = list(pids)
+    for pid in found:  # grows as children are found
+        found += children(pid)
+    return found
 
 
 def process_status(pid: int) -> dict[str, str]:

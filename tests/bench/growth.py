@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import http.server
 import re
-import subprocess
 import tempfile
 import threading
 import time
@@ -25,6 +24,7 @@ import yaml
 
 from local.settings import BIN, ROOT
 from tests.bench.top_queries import cpu_seconds
+from tests.servers import running
 from tests.stacks import Stack, free_port, launch, wait_until
 
 ROUTES = 30  # a third of them cached
@@ -209,22 +209,16 @@ def prometheus(
     }
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     port = free_port()
-    process = subprocess.Popen(
-        [
-            program,
-            f"--config.file={folder}/prometheus.yml",
-            f"--storage.tsdb.path={folder}/data",
-            f"--web.listen-address=127.0.0.1:{port}",
-            "--log.level=error",
-        ]
-    )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        wait_until(lambda: requests.get(f"{url}/-/ready", timeout=5).ok, 60, "Prometheus")
-        yield url, process.pid
-    finally:
-        process.terminate()
-        process.wait()
+    url = f"http://127.0.0.1:{port}"
+    command = [
+        program,
+        f"--config.file={folder}/prometheus.yml",
+        f"--storage.tsdb.path={folder}/data",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--log.level=error",
+    ]
+    with running(command, f"{url}/-/ready", 60) as pid:
+        yield url, pid
 
 
 def value(url: str, query: str) -> float:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import requests
-
 from local.settings import BIN
-from tests.stacks import free_port, wait_until
+from tests.servers import running
+from tests.stacks import free_port
 
 NGINX = """
 worker_processes auto;
@@ -79,18 +77,13 @@ def plain_sample(*options: str) -> Iterator[Plain]:
         (folder / "plain.py").write_text(APP)
         settings = {"folder": folder, "port": port, "upstream": upstream}
         (folder / "nginx.conf").write_text(NGINX.format(**settings))
-        gunicorn = [sys.executable, "-m", "gunicorn", f"--bind=127.0.0.1:{upstream}", *options]
+        gunicorn = [sys.executable, "-m", "gunicorn", f"--bind=127.0.0.1:{upstream}"]
+        gunicorn += [f"--chdir={folder}", *options, "plain:app"]
         nginx = [BIN / "nginx", "-e", "stderr", "-c", folder / "nginx.conf", "-g", "daemon off;"]
-        with (folder / "log").open("w") as log:
-            running = [
-                subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
-                for command in ([*gunicorn, "plain:app"], nginx)
-            ]
         url = f"http://127.0.0.1:{port}"
-        try:
-            wait_until(lambda: requests.get(url, timeout=5).ok, 30, "the plain sample answers")
-            yield Plain(url, tuple(process.pid for process in running))
-        finally:
-            for process in running:
-                process.terminate()
-                process.wait()
+        with (
+            (folder / "log").open("wb") as log,
+            running(gunicorn, f"http://127.0.0.1:{upstream}", 30, output=log) as arbiter,
+            running(nginx, url, 30, output=log) as master,
+        ):
+            yield Plain(url, (arbiter, master))

@@ -26,7 +26,7 @@ from pathlib import Path
 from tests.bench.overload import ask
 from tests.bench.plain import plain_sample
 from tests.bench.top_queries import cpu_seconds
-from tests.stacks import Stack, children, launch
+from tests.stacks import Stack, family, launch
 
 PATHS = ("/", "/cache-me", "/info")
 CONNECTIONS = 12
@@ -50,7 +50,7 @@ def main() -> None:
     ):
         print(f"./stack up took {time.monotonic() - began:.1f} s")
         sides: dict[str, tuple[str, Pids]] = {
-            "plain": (plain.url, lambda: family(plain.pids)),
+            "plain": (plain.url, lambda: set(family(*plain.pids))),
             "watched": (stack.http, lambda: served_by(stack)),
         }
         print("\n| path | requests/s | ratio | CPU, us | ratio |\n| --- | --- | --- | --- | --- |")
@@ -129,14 +129,6 @@ async def p99_of_quick(url: str, seconds: int) -> float:
 # --- processes ---
 
 
-def family(pids: tuple[int, ...]) -> set[int]:
-    """These processes and all their descendants."""
-    found = list(pids)
-    for pid in found:  # grows as children are found
-        found += children(pid)
-    return set(found)
-
-
 def served_by(stack: Stack) -> set[int]:
     """The processes that serve requests: nginx's and gunicorn's."""
     services = ("nginx-proxy", "flask-app")
@@ -145,7 +137,7 @@ def served_by(stack: Stack) -> set[int]:
 
 def all_of(stack: Stack) -> set[int]:
     """The processes of the whole stack."""
-    return family((int((stack.run / "supervisord.pid").read_text()),))
+    return set(family(int((stack.run / "supervisord.pid").read_text())))
 
 
 def used(pids: set[int]) -> float:

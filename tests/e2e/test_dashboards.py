@@ -20,18 +20,14 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
+from tests.grafana_check import FRONTEND_VALUES
 from tests.stacks import Stack, launch, wait_until
 
 FILES = sorted((Path(__file__).parents[2] / "grafana" / "dashboards").glob("*.json"))
 DASHBOARDS: dict[str, dict[str, Any]] = {path.stem: json.loads(path.read_text()) for path in FILES}
 
 STEP = 5  # seconds; the scrape interval, which is the smallest step that Grafana uses here
-GRAFANA_VALUES = {
-    "$stack": ".*",
-    "$route": ".+",
-    "$instance": ".+",
-    "$busiest": ".+",
-    "$cached": ".+",
+GRAFANA_VALUES = FRONTEND_VALUES | {
     "$__rate_interval": f"{4 * STEP}s",
     "$__interval": f"{STEP}s",
 }
@@ -386,8 +382,8 @@ def test_every_variable_has_values(uid: str, traffic: Traffic) -> None:
     for variable in DASHBOARDS[uid]["templating"]["list"]:
         if variable["type"] == "query" and not variable["hide"]:
             asked = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["definition"])
-            series = asked[1].replace("$stack", ".*")
-            values = api(traffic.stack, f"label/{asked[2]}/values", **{"match[]": series})
+            series = {"match[]": prepared(asked[1], {})}
+            values = api(traffic.stack, f"label/{asked[2]}/values", **series)
             found[variable["name"]] = set(values)
     assert found.pop("stack") == set()  # only a store has that label
     if found:
@@ -403,7 +399,7 @@ def test_line_panels_draw_the_busiest_routes_of_the_whole_range(
         each for each in DASHBOARDS["stack-overview"]["templating"]["list"] if each["name"] == name
     )
     asked = re.fullmatch(r"query_result\((.+)\)", variable["definition"])[1]
-    found = traffic.stack.query(asked.replace("$__range", "15m").replace("$stack", ".*"))
+    found = traffic.stack.query(prepared(asked, {"$__range": "15m"}))
     routes = {each["metric"]["route"] for each in found}
     # The only request of "none" may come between two of the records, which are a minute apart.
     assert routes | {"none"} == (chosen or ROUTES) | {"none"}

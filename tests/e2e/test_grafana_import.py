@@ -13,7 +13,8 @@ import requests
 
 from local.settings import ROOT, environment, grafana_program, settings
 from tests.config.test_dashboards import DASHBOARDS
-from tests.stacks import free_port, wait_until
+from tests.servers import running
+from tests.stacks import free_port
 
 GUIDE = (ROOT / "examples" / "existing-host" / "README.md").read_text()
 (IMPORT,) = re.findall(r"^```sh\n(GRAFANA=.*?)^```", GUIDE, re.M | re.S)
@@ -39,17 +40,12 @@ def grafana(tmp_path: Path) -> Iterator[str]:
         "GF_PLUGINS_PREINSTALL_DISABLED": "true",
     }
     url = f"http://admin:admin@127.0.0.1:{port}"
+    command = [program, "server", f"--homepath={home}"]
     with (
         (tmp_path / "output").open("wb") as output,
-        subprocess.Popen(
-            [program, "server", f"--homepath={home}"], env=env, stdout=output, stderr=output
-        ) as process,
+        running(command, f"{url}/api/health", 120, env=env, output=output),
     ):
-        try:
-            wait_until(lambda: requests.get(f"{url}/api/health", timeout=5).ok, 120, "Grafana")
-            yield url
-        finally:
-            process.terminate()
+        yield url
 
 
 def test_dashboards_can_be_imported_beside_any_data_source(grafana: str) -> None:

@@ -7,9 +7,7 @@ own Prometheus shows, and a fault of one must not touch the other.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +18,9 @@ import requests
 import yaml
 
 from local.settings import BIN, ROOT, environment, settings
+from tests.e2e.test_dashboards import DASHBOARDS, prepared
 from tests.load import Load
+from tests.servers import running
 from tests.stacks import LocalStack, free_port, launch, wait_until
 
 EXAMPLE = ROOT / "examples" / "remote-write"
@@ -29,11 +29,10 @@ REGION = "north"
 # busy machine it is not at once.
 WITHIN = 400
 AVERAGED = "20s:5s"
-DASHBOARDS = [json.loads(each.read_text()) for each in (ROOT / "grafana").glob("dashboards/*.json")]
 QUERIES = sorted(
     {
         target["expr"]
-        for dashboard in DASHBOARDS
+        for dashboard in DASHBOARDS.values()
         for panel in dashboard["panels"]
         for target in panel.get("targets", [])
     }
@@ -72,13 +71,8 @@ class Store:
             "--log.level=warn",
         ]
         env = environment(settings(), self.folder)
-        process = subprocess.Popen([BIN / "prometheus", *options], env=env)
-        try:
-            wait_until(lambda: requests.get(f"{self.url}/-/ready", timeout=5).ok, 30, "the store")
+        with running([BIN / "prometheus", *options], f"{self.url}/-/ready", 30, env=env):
             yield self
-        finally:
-            process.terminate()
-            process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -120,19 +114,7 @@ def labels(metric: dict[str, Any]) -> dict[str, str]:
 
 def filled(expression: str, stack: str) -> str:
     """PromQL with values for Grafana's variables."""
-    values = {
-        "$stack": stack,
-        "$route": ".+",
-        "$instance": ".+",
-        "$busiest": ".+",
-        "$cached": ".+",
-        "$__rate_interval": "1m",
-        "$__interval": "5s",
-        "$__range": "1m",
-    }
-    for name, value in values.items():
-        expression = expression.replace(name, value)
-    return expression
+    return prepared(expression, {"$stack": stack, "$__rate_interval": "1m", "$__range": "1m"})
 
 
 @contextlib.contextmanager

@@ -17,7 +17,8 @@ import requests
 
 from local.render import render
 from local.settings import environment, settings
-from tests.stacks import free_port, wait_until
+from tests.servers import nginx_command, running
+from tests.stacks import free_port
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 # A name of the attacker's that resolves to this machine.
@@ -103,16 +104,11 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gated]:
         }
         env = environment(settings() | chosen, folder)
         render(env)
-        gate = env["CONSOLE_RUN_DIR"]
-        options = f"daemon off; {env['NGINX_USER_DIRECTIVE']}"
-        command = ["nginx", "-e", "stderr", "-p", gate, "-c", f"{gate}/nginx.conf", "-g", options]
-        nginx = subprocess.Popen(command, env=env)
+        command = nginx_command(env, env["CONSOLE_RUN_DIR"])
         try:
-            wait_until(lambda: requests.get(f"{server.url}/health-check", timeout=5).ok, 30, "gate")
-            yield server
+            with running(command, f"{server.url}/health-check", 30, env=env):
+                yield server
         finally:
-            nginx.terminate()
-            nginx.wait()
             server.shutdown()
 
 

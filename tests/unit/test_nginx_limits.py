@@ -3,7 +3,6 @@
 import contextlib
 import resource
 import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +10,9 @@ import pytest
 import requests
 
 from local.render import render
-from local.settings import BIN, DEFAULT_PORTS, environment, settings
+from local.settings import DEFAULT_PORTS, environment, settings
 from nginx_access_exporter.line import parse
+from tests.servers import nginx_command, running
 from tests.stacks import free_port, wait_until
 
 TOO_MANY = requests.codes.too_many_requests
@@ -44,17 +44,10 @@ def nginx(folder: Path, **given: str) -> Iterator[Nginx]:
     numbers = {name: str(free_port()) for name in DEFAULT_PORTS}
     env = environment(settings() | numbers | {"NGINX_WORKER_PROCESSES": "1"} | given, folder)
     render(env)
-    run = env["NGINX_RUN_DIR"]
-    command = [BIN / "nginx", "-e", "stderr", "-p", run, "-c", f"{run}/nginx.conf"]
-    options = f"daemon off; {env['NGINX_USER_DIRECTIVE']}"
-    process = subprocess.Popen([*command, "-g", options], env=env)
-    try:
-        running = Nginx(env)
-        wait_until(lambda: requests.get(f"{running.url}/health-check", timeout=5).ok, 10, "nginx")
-        yield running
-    finally:
-        process.terminate()
-        process.wait()
+    started = Nginx(env)
+    command = nginx_command(env, env["NGINX_RUN_DIR"])
+    with running(command, f"{started.url}/health-check", 10, env=env):
+        yield started
 
 
 def test_by_default_no_client_is_limited(tmp_path: Path) -> None:

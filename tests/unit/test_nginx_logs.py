@@ -13,6 +13,7 @@ import pytest
 from local.console import escaped, show
 from local.render import render
 from local.settings import DEFAULT_PORTS, environment, settings
+from tests.servers import nginx_command
 from tests.stacks import free_port, wait_until
 
 # An escape sequence that clears a terminal, bytes that are not UTF-8, and a right-to-left override.
@@ -26,14 +27,12 @@ class Nginx:
         ports = {name: str(free_port()) for name in DEFAULT_PORTS}
         env = environment(settings() | ports | values, folder)
         render(env)
-        run = env["NGINX_RUN_DIR"]
         self.log = folder / "log"
         self._port = int(ports["HTTP_PORT"])
-        command = ["nginx", "-e", "stderr", "-p", run, "-c", f"{run}/nginx.conf"]
-        options = ["-g", f"daemon off; {env['NGINX_USER_DIRECTIVE']}"]
+        command = nginx_command(env, env["NGINX_RUN_DIR"])
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*command, *options], env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                command, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL
             )
 
     def send(self) -> None:

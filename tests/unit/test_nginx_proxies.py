@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +12,8 @@ import requests
 
 from local.render import render
 from local.settings import environment, settings
-from tests.stacks import free_port, wait_until
+from tests.servers import nginx_command, running
+from tests.stacks import free_port
 
 CLIENT = "203.0.113.9"
 FROM_PROXY = {"X-Forwarded-For": f"198.51.100.1, {CLIENT}", "X-Forwarded-Proto": "https"}
@@ -66,15 +66,10 @@ def test_only_a_trusted_proxy_names_the_client_and_the_scheme(
     chosen |= {"FLASK_PORT": str(upstream), "NGINX_TRUSTED_PROXIES": proxies}
     env = environment(settings() | chosen, tmp_path)
     render(env)
-    folder = env["NGINX_RUN_DIR"]
-    options = f"daemon off; {env['NGINX_USER_DIRECTIVE']}"
-    command = ["nginx", "-e", "stderr", "-p", folder, "-c", f"{folder}/nginx.conf", "-g", options]
-    with (tmp_path / "log").open("w") as log:
-        nginx = subprocess.Popen(command, env=env, stdout=log, stderr=log)
-    try:
-        url = f"http://127.0.0.1:{chosen['HTTP_PORT']}"
-        wait_until(lambda: requests.get(f"{url}/health-check", timeout=10).ok, 30, "nginx")
+    command = nginx_command(env, env["NGINX_RUN_DIR"])
+    url = f"http://127.0.0.1:{chosen['HTTP_PORT']}"
+    with (
+        (tmp_path / "log").open("wb") as log,
+        running(command, f"{url}/health-check", 30, env=env, output=log),
+    ):
         assert requests.get(url, headers=headers, timeout=10).text == passed_on
-    finally:
-        nginx.terminate()
-        nginx.wait()
