@@ -139,15 +139,7 @@ class Stack:
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run ./stack on this stack, and return however it ends."""
-        return subprocess.run(
-            [ROOT / "stack", *arguments],
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,  # only so that a hang ends the test
-        )
+        return stack_command(*arguments, env=self.environment)
 
     def up(self) -> None:
         """Start every service and wait until all are healthy."""
@@ -229,15 +221,20 @@ class Stack:
         )
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """The instant vector of a PromQL expression: `[{"metric": labels, "value": number}, …]`."""
+        """The instant vector of a PromQL expression; see `vector`."""
         response = requests.get(
             f"{self.prometheus}/api/v1/query", params={"query": expression}, timeout=10
         ).json()
         assert response["status"] == "success", f"{expression}: {response}"
-        return [
-            {"metric": sample["metric"], "value": float(sample["value"][1])}
-            for sample in response["data"]["result"]
-        ]
+        return vector(response)
+
+
+def vector(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    """What Prometheus answers to an instant query: `[{"metric": labels, "value": number}, …]`."""
+    return [
+        {"metric": sample["metric"], "value": float(sample["value"][1])}
+        for sample in answer["data"]["result"]
+    ]
 
 
 class LocalStack(Stack):
@@ -340,6 +337,15 @@ class ComposeStack(Stack):
     def containers(self, service: str) -> list[str]:
         """The ids of a service's containers, one per replica."""
         return self.compose("ps", "--quiet", service).split()
+
+    def scale(self, replicas: int) -> None:
+        """Run so many replicas of flask-app, without a change to those that run already."""
+        options = ("--no-deps", "--no-recreate", "--wait", f"--scale=flask-app={replicas}")
+        self.compose("up", "--detach", *options, "flask-app")
+
+    def workers_killed(self) -> int:
+        """How many of gunicorn's workers a SIGKILL has ended so far."""
+        return self.logs("flask-app").count("was sent SIGKILL")
 
     def kill_container(self, container: str) -> None:
         """Kill one replica without warning."""
@@ -467,6 +473,21 @@ def _process(pid: int) -> Process:
     status = process_status(pid)
     command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
     return Process(pid, int(status["NSpid"].split()[-1]), int(status["PPid"]), command)
+
+
+def stack_command(
+    *arguments: str, env: dict[str, str], seconds: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Run ./stack, and return however it ends; `seconds` only so that a hang ends the test."""
+    return subprocess.run(
+        [ROOT / "stack", *arguments],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=seconds,
+    )
 
 
 def run(command: list[str | Path], env: dict[str, str] | os._Environ[str] | None = None) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 
 from local.settings import ROOT, settings
 from tests.remains import RUN
-from tests.stacks import TEST_SETTINGS, free_port, run, wait_until
+from tests.stacks import TEST_SETTINGS, free_port, run, stack_command, vector, wait_until
 
 NODE_IMAGE = "stack-swarm-node"  # .ci/swarm-node makes it
 NODES = (1, 2, 3)
@@ -77,21 +77,14 @@ class Swarm:
 
     def _start(self, name: str, *options: str) -> None:
         script = ROOT / "tests" / "swarm" / "node.sh"
-        run(
-            [
-                *(
-                    "docker",
-                    "run",
-                    "--detach",
-                    f"--name={self.prefix}-{name}",
-                    f"--hostname={name}",
-                ),
-                *(f"--network={self.prefix}", f"--volume={self.prefix}:/var/lib/registry"),
-                *(f"--volume={self.sockets}:/sockets", f"--volume={script}:/node.sh:ro"),
-                *(f"--env=REGISTRY_PORT={self.registry.partition(':')[2]}", *options),
-                *(NODE_IMAGE, "/node.sh"),
-            ]
-        )
+        given = [
+            *(f"--name={self.prefix}-{name}", f"--hostname={name}", f"--network={self.prefix}"),
+            f"--volume={self.prefix}:/var/lib/registry",
+            f"--volume={self.sockets}:/sockets",
+            f"--volume={script}:/node.sh:ro",
+            f"--env=REGISTRY_PORT={self.registry.partition(':')[2]}",
+        ]
+        run(["docker", "run", "--detach", *given, *options, NODE_IMAGE, "/node.sh"])
 
     def _load(self, number: int, names: tuple[str, ...]) -> None:
         images = [settings()[name] for name in names]
@@ -148,16 +141,7 @@ class Swarm:
 
     def deploy(self, **changed: str) -> subprocess.CompletedProcess[str]:
         """Run ./stack deploy; settings that are changed here stay changed if it succeeds."""
-        environment = os.environ | self.settings | changed
-        done = subprocess.run(
-            [ROOT / "stack", "deploy"],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=400,  # only so that a hang ends the test
-        )
+        done = stack_command("deploy", env=os.environ | self.settings | changed, seconds=400)
         if done.returncode == 0:
             self.settings |= changed
         return done
@@ -174,10 +158,7 @@ class Swarm:
         text = self.inside(
             "prometheus", "wget", "-qO-", f"http://127.0.0.1:9090/api/v1/query?{query}"
         )
-        return [
-            {"metric": sample["metric"], "value": float(sample["value"][1])}
-            for sample in json.loads(text)["data"]["result"]
-        ]
+        return vector(json.loads(text))
 
     def alerts(self) -> list[dict[str, Any]]:
         """What Alertmanager has."""

@@ -210,7 +210,7 @@ def _stack(replicas: int, settings: dict[str, str]) -> Iterator[Stack]:
     workers = {"GUNICORN_WORKERS": str(WORKERS), "GUNICORN_THREADS": str(THREADS)}
     with launch("compose" if replicas > 1 else "local", workers | settings) as stack:
         if isinstance(stack, ComposeStack):
-            stack.compose("up", "--wait", "--scale", f"flask-app={replicas}", "flask-app")
+            stack.scale(replicas)
         yield stack
 
 

@@ -30,16 +30,11 @@ DEADLY_SECONDS, HANG_SECONDS = 10, 20
 def deadly(stack: ComposeStack) -> str:
     """Send requests that kill their workers."""
     end, sent = time.monotonic() + DEADLY_SECONDS, 0
-    before = kills(stack)
+    before = stack.workers_killed()
     while time.monotonic() < end:
         requests.get(f"{stack.http}/?die=9", timeout=30)
         sent += 1
-    return f"{kills(stack) - before} workers killed by {sent} requests"
-
-
-def kills(stack: ComposeStack) -> int:
-    """How many workers have been killed so far."""
-    return stack.logs("flask-app").count("was sent SIGKILL")
+    return f"{stack.workers_killed() - before} workers killed by {sent} requests"
 
 
 def hang(stack: ComposeStack) -> str:
@@ -78,8 +73,7 @@ def main() -> None:
     for replicas in [int(each) for each in sys.argv[1:]] or [3, 1]:
         with launch("compose") as stack:
             assert isinstance(stack, ComposeStack)
-            options = ("--no-deps", "--wait", f"--scale=flask-app={replicas}")
-            stack.compose("up", "--detach", *options, "flask-app")
+            stack.scale(replicas)
             asked = f'count(up{{job="flask-app"}} == 1) == {replicas}'
             wait_until(lambda asked=asked, stack=stack: stack.query(asked), 60, "all replicas")
             measure(stack, replicas, hang)

@@ -65,13 +65,8 @@ def scalable(stack: Stack) -> Iterator[ComposeStack]:
         pytest.skip("local processes have no replicas")
     yield stack
     stack.compose("rm", "--force", "flask-app")  # those that a test killed
-    scale(stack, 1)
+    stack.scale(1)
     wait_until(lambda: replicas_seen(stack) == (1, 1), 60, "Prometheus to see 1 replica")
-
-
-def scale(stack: ComposeStack, replicas: int) -> None:
-    arguments = ("--no-deps", "--no-recreate", "--wait", "--scale", f"flask-app={replicas}")
-    stack.compose("up", "--detach", *arguments, "flask-app")
 
 
 def replicas_seen(stack: Stack) -> tuple[int, int]:
@@ -90,10 +85,10 @@ def test_scaling_to_three_and_back_on_a_busy_machine_fails_no_request(
     scalable: ComposeStack,
 ) -> None:
     with clients(scalable, 4) as asking, busy_machine():
-        scale(scalable, 3)
+        scalable.scale(3)
         wait_until(lambda: replicas_seen(scalable) == (3, 3), 60, "Prometheus to see 3 replicas")
         wait_until(lambda: replicas_asked(scalable) == 3, 60, "nginx to ask all 3 replicas")
-        scale(scalable, 1)
+        scalable.scale(1)
         wait_until(lambda: replicas_seen(scalable) == (1, 1), 60, "Prometheus to see 1 replica")
         before = answers(asking)
         wait_until(lambda: answers(asking) > before + 100, 60, "more answers")
@@ -101,7 +96,7 @@ def test_scaling_to_three_and_back_on_a_busy_machine_fails_no_request(
 
 def test_replicas_that_vanish_one_after_another_fail_no_request(scalable: ComposeStack) -> None:
     """nginx waits 2 s for a replica that is gone, and may then choose the next one to vanish."""
-    scale(scalable, 6)
+    scalable.scale(6)
     _, *others = scalable.containers("flask-app")
     with clients(scalable, 20) as asking:
         wait_until(lambda: replicas_asked(scalable) == 6, 60, "nginx to ask all 6 replicas")
@@ -113,7 +108,7 @@ def test_replicas_that_vanish_one_after_another_fail_no_request(scalable: Compos
 
 
 def test_replica_that_hangs_holds_few_requests(scalable: ComposeStack) -> None:
-    scale(scalable, 3)
+    scalable.scale(3)
     wait_until(lambda: replicas_seen(scalable) == (3, 3), 60, "Prometheus to see 3 replicas")
     with Load(f"{scalable.http}/?size=10", 40) as load:
         wait_until(lambda: len(load.answers) > 80, 30, "load")
@@ -133,18 +128,14 @@ def test_replica_that_hangs_holds_few_requests(scalable: ComposeStack) -> None:
 
 
 def test_request_that_kills_workers_kills_few_and_fails_few_others(scalable: ComposeStack) -> None:
-    scale(scalable, 3)
+    scalable.scale(3)
     wait_until(lambda: replicas_seen(scalable) == (3, 3), 60, "Prometheus to see 3 replicas")
-    killed = workers_killed(scalable)
+    killed = scalable.workers_killed()
     with Load(f"{scalable.http}/?size=10", 20) as load:
         for _ in range(4):
             assert requests.get(f"{scalable.http}/?die=9", timeout=20).status_code in (502, 503)
             seen = len(load.answers)
             wait_until(lambda seen=seen: len(load.answers) > seen + 20, 30, "more answers")
-    assert workers_killed(scalable) - killed <= 4 * 6  # a replica once, and as a backup once
+    assert scalable.workers_killed() - killed <= 4 * 6  # a replica once, and as a backup once
     # A killed worker takes the requests with it that it was working on.
     assert len(load.failed) < len(load.answers) / 4
-
-
-def workers_killed(stack: ComposeStack) -> int:
-    return stack.logs("flask-app").count("was sent SIGKILL")
