@@ -12,6 +12,7 @@ from tests.gunicorns import METRICS_SERVER
 from tests.stacks import ComposeStack, Process, Stack, run, wait_until
 
 BOTH = ("local", "compose")
+Scripts = dict[str, str]  # by the kind of stack
 
 
 def _nothing(_: Stack) -> None:
@@ -104,17 +105,10 @@ def traffic_network(stack: Stack, *command: str) -> None:
     subprocess.run(["docker", "network", action, *options, network, container], check=True)
 
 
-def scale(stack: Stack, replicas: int) -> None:
-    """Run so many replicas of flask-app."""
-    assert isinstance(stack, ComposeStack)
-    options = ("--no-deps", "--no-recreate", "--wait", f"--scale=flask-app={replicas}")
-    stack.compose("up", "--detach", *options, "flask-app")
-
-
 def kill_one_of_three(stack: Stack) -> None:
     """Kill a replica, a while after two more were started."""
     assert isinstance(stack, ComposeStack)
-    scale(stack, 3)
+    stack.scale(3)
     wait_until(lambda: len(stack.query('up{job="flask-app"} == 1')) == 3, 60, "three targets")
     stack.kill_container(stack.containers("flask-app")[-1])
 
@@ -123,34 +117,34 @@ def back_to_one(stack: Stack) -> None:
     """Remove the killed replica and end another one."""
     assert isinstance(stack, ComposeStack)
     stack.compose("rm", "--force", "flask-app")
-    scale(stack, 1)
+    stack.scale(1)
 
 
-# With Docker the cache is a small file system of its own: see SMALL_DISKS.
+# What breaks the cache and what repairs it, in its folder. With Docker the cache is a small file
+# system of its own: see SMALL_DISKS.
 FULL = {
     "local": "mount -t tmpfs -o size=512k tmpfs responses",
     "compose": "dd if=/dev/zero of=filler bs=1M 2>/dev/null; test -s filler",
 }
 EMPTY = {"local": "umount responses", "compose": "rm filler"}
-REPLACED = "mv responses aside && touch responses"
-PUT_BACK = "rm responses && mv aside responses"
-READ_ONLY = "chmod 500 responses"
-WRITABLE = "chmod 700 responses"
+REPLACED = dict.fromkeys(BOTH, "mv responses aside && touch responses")
+PUT_BACK = dict.fromkeys(BOTH, "rm responses && mv aside responses")
+READ_ONLY = dict.fromkeys(BOTH, "chmod 500 responses")
+WRITABLE = dict.fromkeys(BOTH, "chmod 700 responses")
 
 
 def beside_cache(stack: Stack, script: str) -> None:
     """Run a script in the folder of nginx's cache, as the user that nginx runs as."""
     if isinstance(stack, ComposeStack):
-        stack.compose("exec", "-T", "nginx-proxy", "sh", "-c", f"cd /var/cache/nginx && {script}")
+        _in_container(stack, "nginx-proxy", f"cd /var/cache/nginx && {script}")
     else:
         run(["sh", "-c", f"cd {stack.run}/nginx/cache && {script}"])
 
 
 def fill(service: str, folder: str) -> Callable[[Stack], None]:
-    """What fills the file system of a container's folder."""
-    return lambda stack: _in_container(
-        stack, service, f"dd if=/dev/zero of={folder}/filler bs=64k 2>/dev/null; true"
-    )
+    """What fills the file system of a container's folder, to the last page of memory."""
+    script = f"dd if=/dev/zero of={folder}/filler bs=4k 2>/dev/null; true"
+    return lambda stack: _in_container(stack, service, script)
 
 
 def empty(service: str, folder: str) -> Callable[[Stack], None]:
@@ -183,6 +177,21 @@ def start_anew(stack: Stack) -> None:
 def killed(service: str) -> Callable[[Stack], None]:
     """What kills a service's main process."""
     return lambda stack: send(stack, service, signal.SIGKILL)
+
+
+def cache_fault(
+    name: str, breaks: Scripts, repairs: Scripts, kinds: tuple[str, ...] = BOTH, why: str = ""
+) -> Fault:
+    """A cache that cannot be written."""
+    return Fault(
+        name,
+        lambda stack: beside_cache(stack, breaks[stack.kind]),
+        lambda stack: beside_cache(stack, repairs[stack.kind]),
+        alert="CacheNotWritable",
+        kinds=kinds,
+        why=why,
+        path="/cache-me?size=10&n={}",  # each request makes a new entry
+    )
 
 
 NO_LIMIT = "local processes have no memory limit"
@@ -267,14 +276,7 @@ def every() -> Iterator[Fault]:
         alert="TargetDown",
         quick=True,
     )
-    new_entries = "/cache-me?size=10&n={}"
-    yield Fault(
-        "the cache's disk is full",
-        lambda stack: beside_cache(stack, FULL[stack.kind]),
-        lambda stack: beside_cache(stack, EMPTY[stack.kind]),
-        alert="CacheNotWritable",
-        path=new_entries,
-    )
+    yield cache_fault("the cache's disk is full", FULL, EMPTY)
     yield Fault("Prometheus is killed", killed("prometheus"))
     yield Fault(
         "nginx's metrics log is full",
@@ -285,13 +287,7 @@ def every() -> Iterator[Fault]:
         why=OWN_DISK,
         loses_counts=True,
     )
-    yield Fault(
-        "the cache's folder is replaced by a file",
-        lambda stack: beside_cache(stack, REPLACED),
-        lambda stack: beside_cache(stack, PUT_BACK),
-        alert="CacheNotWritable",
-        path=new_entries,
-    )
+    yield cache_fault("the cache's folder is replaced by a file", REPLACED, PUT_BACK)
     yield Fault(
         "Alertmanager is stopped when an alert begins",
         without_alertmanager,
@@ -312,14 +308,12 @@ def every() -> Iterator[Fault]:
         kinds=("local",),
         why=NO_SUPERVISORD,
     )
-    yield Fault(
+    yield cache_fault(
         "the cache's folder is read-only",
-        lambda stack: beside_cache(stack, READ_ONLY),
-        lambda stack: beside_cache(stack, WRITABLE),
-        alert="CacheNotWritable",
+        READ_ONLY,
+        WRITABLE,
         kinds=("compose",),
         why=ROOT_WRITES,
-        path=new_entries,
     )
     yield Fault(
         "Prometheus' disk is full",

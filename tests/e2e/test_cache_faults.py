@@ -16,7 +16,11 @@ from tests.stacks import SMALL_DISKS, Stack, launch, wait_until
 NOTICED_WITHIN = 10  # seconds
 ALERTED_WITHIN = 120
 ROOT_USER = os.geteuid() == 0
-FAULTS = ("replaced", "read-only", "full")
+FAULTS = {
+    "replaced": (REPLACED, PUT_BACK),
+    "read-only": (READ_ONLY, WRITABLE),
+    "full": (FULL, EMPTY),
+}
 
 
 @pytest.fixture(scope="module")
@@ -25,20 +29,10 @@ def stack(kind: str) -> Iterator[Stack]:
         yield running
 
 
-def commands(kind: str, fault: str) -> tuple[str, str]:
-    """What breaks the cache and what repairs it, in the folder of nginx's caches."""
-    match fault:
-        case "replaced":
-            return REPLACED, PUT_BACK
-        case "read-only":
-            return READ_ONLY, WRITABLE
-    return FULL[kind], EMPTY[kind]
-
-
 @contextlib.contextmanager
 def broken(stack: Stack, fault: str) -> Iterator[None]:
     """A cache that cannot be written, for as long as the context lasts."""
-    breaks, repairs = commands(stack.kind, fault)
+    breaks, repairs = (scripts[stack.kind] for scripts in FAULTS[fault])
     if stack.kind == "local" and fault == "full" and not ROOT_USER:
         pytest.skip("only root can mount a small file system")
     if stack.kind == "local" and fault == "read-only" and ROOT_USER:
