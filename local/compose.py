@@ -331,15 +331,15 @@ def _containers() -> Iterator[Container]:
         return
     for details in json.loads(_output("docker", "inspect", *ids) or "[]"):
         state = details["State"]
-        health = (state.get("Health") or {}).get("Status", "healthy")
-        checks = (state.get("Health") or {}).get("Log") or []
+        health = state.get("Health") or {"Status": "none"}
+        checks = health.get("Log") or []
         failed = [check for check in checks[-FAILED_CHECKS:] if check["ExitCode"]]
         yield Container(
             details["Id"],
             details["Config"]["Labels"]["com.docker.compose.service"],
             state["Status"],
-            healthy=state["Status"] == "running" and health in ("healthy", "none"),
-            unhealthy=health == "unhealthy",
+            healthy=state["Status"] == "running" and health["Status"] in ("healthy", "none"),
+            unhealthy=health["Status"] == "unhealthy",
             restarting=state["Status"] == "restarting",
             ended=details["RestartCount"] > 0 or state["Status"] in ("exited", "dead"),
             problem=_last_line(failed[-1]["Output"]) if len(failed) == FAILED_CHECKS else "",
