@@ -1,6 +1,7 @@
 """Prints what podman can run of the manifests on standard input: nginx-proxy and flask-app.
 
-Podman has no Services, no `$(NAME)` in variables, and makes a folder in memory root's.
+Podman has no Services, does not replace `$(NAME)` in variables, and gives folders in memory to
+root.
 """
 
 import sys

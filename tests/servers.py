@@ -35,7 +35,7 @@ def running(
     env: Mapping[str, str] | None = None,
     output: IO[bytes] | None = None,
 ) -> Iterator[int]:
-    """Run a server, and yield its process id as soon as its URL answers well.
+    """Run a server, and yield its process id as soon as its URL answers with success.
 
     Args:
         command: the program and its arguments.
