@@ -37,16 +37,15 @@ def alive(pid: int) -> bool:
     return stat is not None and stat.state not in "ZX"
 
 
-def find(run: Path) -> list[int]:
-    """The processes of the stack with this run directory, including its supervisord."""
+def session_of(run: Path) -> int:
+    """The session of the stack with this run directory, by its supervisord's id; 0 if none runs."""
     try:
-        leader = int((run / "supervisord.pid").read_text())
+        number = int((run / "supervisord.pid").read_text())
     except (FileNotFoundError, ValueError):
-        return []
-    if leader == os.getsid(0):
-        return []  # an old number that is now this terminal's session
-    running = session(leader)
-    return running if any(_knows(pid, run) for pid in running) else []
+        return 0
+    if number == os.getsid(0):
+        return 0  # an old number that is now this terminal's session
+    return number if any(_knows(pid, run) for pid in session(number)) else 0
 
 
 def session(leader: int) -> list[int]:
@@ -64,15 +63,23 @@ def leaderless(pids: list[int]) -> list[int]:
     return [pid for pid in pids if (stat := _stat(pid)) and not alive(stat.group)]
 
 
-def end(pids: list[int], *, now: bool = False) -> None:
-    """End these processes and wait for it; kill those that take too long, or all if `now`."""
+def end(find: Callable[[], list[int]], *, now: bool = False) -> None:
+    """End processes and wait for it; kill those that take too long, or all if `now`.
+
+    Args:
+        find: finds those that still run. It is called again and again, since a process that is
+            about to end may first start another one.
+        now: kill them.
+    """
     gently = () if now else ((signal.SIGTERM, SECONDS_TO_END),)
     for number, seconds in (*gently, (signal.SIGKILL, 5)):
-        for pid in filter(alive, pids):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+        signalled: set[int] = set()
         deadline = time.monotonic() + seconds
-        while any(map(alive, pids)) and time.monotonic() < deadline:
+        while (pids := find()) and time.monotonic() < deadline:
+            for pid in sorted(set(pids) - signalled):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            signalled.update(pids)
             time.sleep(0.05)
 
 
@@ -103,5 +110,5 @@ def _knows(pid: int, run: Path) -> bool:
 
 if __name__ == "__main__":
     # At once: nobody serves new requests until these have ended.
-    end(leaderless(session(os.getsid(0))), now=True)
+    end(lambda: leaderless(session(os.getsid(0))), now=True)
     os.execv(sys.argv[1], sys.argv[1:])  # noqa: S606

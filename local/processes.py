@@ -123,10 +123,10 @@ class Processes:
         try:
             if not now:
                 self._drain(pid, progress)
-            orphans.end(orphans.session(pid), now=now)
+            orphans.end(lambda: orphans.session(pid), now=now)
         except KeyboardInterrupt:
             progress("ending everything at once")
-            orphans.end(orphans.session(pid), now=True)
+            orphans.end(lambda: orphans.session(pid), now=True)
         self._saved.unlink(missing_ok=True)
 
     def _drain(self, supervisord: int, progress: Callable[[str], None]) -> None:
@@ -150,18 +150,20 @@ class Processes:
 
     def refuse_orphans(self) -> None:
         """Raise StackError if processes still run although their supervisord was killed."""
-        if pids := orphans.find(self.run):
+        if leader := orphans.session_of(self.run):
+            pids = ", ".join(map(str, orphans.session(leader)))
             raise StackError(
                 "orphaned processes of this stack still run; the supervisord that started them "
-                f"was killed ({', '.join(map(str, pids))}): end them by ./stack down"
+                f"was killed ({pids}): end them by ./stack down"
             )
 
     def end_orphans(self, *, now: bool = False) -> bool:
         """End the processes of a supervisord that was killed; return whether any were found."""
-        pids = orphans.find(self.run)
-        orphans.end(pids, now=now)
+        leader = orphans.session_of(self.run)
+        if leader:
+            orphans.end(lambda: orphans.session(leader), now=now)
         self._saved.unlink(missing_ok=True)
-        return bool(pids)
+        return bool(leader)
 
     def control(self, action: str, service: str) -> None:
         """Have supervisor start, stop or restart one service."""

@@ -441,17 +441,18 @@ def test_orphaned_processes_are_reported_and_ended() -> None:
         os.kill(int((stack.run / "supervisord.pid").read_text()), signal.SIGKILL)
         for command in ("up --local", "status"):
             done = stack.command(*command.split())
-            assert done.returncode == 1
+            assert done.returncode == 1, done.stdout
             assert "still run" in done.stderr
             assert "./stack down" in done.stderr
         assert requests.get(stack.http, timeout=10).text == "Hello World!"
         done = stack.command("down")
-        assert done.returncode == 0
+        assert done.returncode == 0, done.stderr
         assert "killed" in done.stdout
         with pytest.raises(requests.ConnectionError):
             requests.get(stack.http, timeout=10)
         assert processes_of(stack.run) == []
-        assert stack.command("up", "--local").returncode == 0
+        done = stack.command("up", "--local")
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
