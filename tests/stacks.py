@@ -351,6 +351,21 @@ class ComposeStack(Stack):
         """Kill one replica without warning."""
         run(["docker", "kill", container])
 
+    @contextlib.contextmanager
+    def paused(self, container: str) -> Iterator[None]:
+        """A context in which the kernel runs none of a container's processes."""
+        # On a busy machine the engine gives up: "unable to freeze".
+        command = ["docker", "pause", container]
+        wait_until(
+            lambda: subprocess.run(command, capture_output=True, check=False).returncode == 0,
+            60,
+            "the container to be paused",
+        )
+        try:
+            yield
+        finally:
+            run(["docker", "unpause", container])
+
     def inspect(self, service: str) -> dict[str, Any]:
         """The engine's details of a service's first container."""
         return json.loads(run(["docker", "inspect", self.containers(service)[0]]))[0]

@@ -21,7 +21,7 @@ from collections.abc import Callable
 import requests
 
 from tests.load import Load
-from tests.stacks import ComposeStack, launch, run, wait_until
+from tests.stacks import ComposeStack, launch, wait_until
 
 RATE = 40  # requests a second
 DEADLY_SECONDS, HANG_SECONDS = 10, 20
@@ -39,10 +39,8 @@ def deadly(stack: ComposeStack) -> str:
 
 def hang(stack: ComposeStack) -> str:
     """Pause the last replica for a while."""
-    replica = stack.containers("flask-app")[-1]
-    run(["docker", "pause", replica])
-    time.sleep(HANG_SECONDS)
-    run(["docker", "unpause", replica])
+    with stack.paused(stack.containers("flask-app")[-1]):
+        time.sleep(HANG_SECONDS)
     return ""
 
 

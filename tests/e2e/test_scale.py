@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from tests.load import Load, busy_machine
-from tests.stacks import ComposeStack, Stack, run, wait_until
+from tests.stacks import ComposeStack, Stack, wait_until
 
 
 class Client(threading.Thread):
@@ -112,16 +112,12 @@ def test_replica_that_hangs_holds_few_requests(scalable: ComposeStack) -> None:
     wait_until(lambda: replicas_seen(scalable) == (3, 3), 60, "Prometheus to see 3 replicas")
     with Load(f"{scalable.http}/?size=10", 40) as load:
         wait_until(lambda: len(load.answers) > 80, 30, "load")
-        paused = scalable.containers("flask-app")[-1]
-        run(["docker", "pause", paused])
-        hung = time.monotonic()
-        try:
+        with scalable.paused(scalable.containers("flask-app")[-1]):
+            hung = time.monotonic()
             wait_until(
                 lambda: sum(each.began > hung for each in load.answers) > 400, 60, "400 answers"
             )
-        finally:
             mended = time.monotonic()
-            run(["docker", "unpause", paused])
     held = [each for each in load.answers if each.began < mended - 1 and each.ended > mended]
     assert set(load.failed) <= set(held)
     assert len(held) <= 20  # with equal shares it is 133

@@ -117,13 +117,11 @@ def _is_routed(labels: dict[str, str]) -> bool:
 @contextlib.contextmanager
 def _paused(stack: Stack, service: str) -> Iterator[None]:
     if isinstance(stack, ComposeStack):
-        stack.compose("pause", service)
-    else:
-        stack.kill(service, signal.SIGSTOP)
+        with stack.paused(stack.containers(service)[0]):
+            yield
+        return
+    stack.kill(service, signal.SIGSTOP)
     try:
         yield
     finally:
-        if isinstance(stack, ComposeStack):
-            stack.compose("unpause", service)
-        else:
-            stack.kill(service, signal.SIGCONT)
+        stack.kill(service, signal.SIGCONT)
