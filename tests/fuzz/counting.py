@@ -10,12 +10,14 @@ from collections.abc import Iterator
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.stacks import ComposeStack, Stack, settle
+from tests.stacks import ComposeStack, Stack, settle, wait_until
 
 EXPORTER = "nginx-access-exporter"
 QUIET = 3.0  # seconds without a new line in the log; nginx writes its buffer once a second
 # nginx refuses an odd version or transfer coding with these: a client's fault.
 REFUSED_BY_NGINX = ("501", "505")
+
+SCRAPES = '{job=~"nginx-proxy|nginx-exporter"}'  # those that nginx answers and counts
 
 Samples = list[tuple[dict[str, str], float]]
 
@@ -57,10 +59,29 @@ def settled(stack: Stack) -> Counts:
         return _count(stack)
 
 
+def settled_between_scrapes(stack: Stack) -> Counts:
+    """The same, at a moment that interrupted no scrape of nginx: it would count before or after."""
+
+    def attempt() -> Counts | None:
+        counts = settled(stack)
+        wait_until(
+            lambda: stack.query(f"min(timestamp(up{SCRAPES})) > {counts.at}"),
+            60,
+            "the next scrapes",
+        )
+        interrupted = (
+            f"timestamp(scrape_duration_seconds{SCRAPES} @ {counts.at:.3f})"
+            f" + scrape_duration_seconds{SCRAPES} @ {counts.at:.3f} > {counts.at:.3f}"
+        )
+        return None if stack.query(interrupted) else counts
+
+    return wait_until(attempt, 180, "a count between scrapes")
+
+
 def scrapes(stack: Stack, counted: Counts, since: Counts) -> int:
     """How often Prometheus has asked nginx for its own counts between two of ours."""
     window = f"[{(counted.at - since.at) * 1000:.0f}ms] @ {counted.at:.3f}"
-    found = stack.query(f'sum(count_over_time(up{{job=~"nginx-proxy|nginx-exporter"}}{window}))')
+    found = stack.query(f"sum(count_over_time(up{SCRAPES}{window}))")
     return int(found[0]["value"])
 
 

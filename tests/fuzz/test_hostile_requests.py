@@ -24,7 +24,7 @@ import requests
 
 from nginx_access_exporter.line import CACHE_STATUSES, METHODS, NO_CACHE_STATUS, OTHER_METHOD
 from tests.alerting import faster_configuration
-from tests.fuzz.counting import EXPORTER, Counts, samples, scrapes, settled
+from tests.fuzz.counting import EXPORTER, Counts, samples, scrapes, settled_between_scrapes
 from tests.fuzz.hostile import attacks, send
 from tests.stacks import ROOT, Process, Stack, launch, wait_until
 
@@ -64,7 +64,7 @@ def result(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Resu
 
 def attack(stack: Stack) -> Result:
     address = urlsplit(stack.http)
-    before, begun = settled(stack), processes(stack)
+    before, begun = settled_between_scrapes(stack), processes(stack)
     todo = attacks(SEED, REQUESTS)
 
     def send_some(number: int) -> None:
@@ -77,7 +77,7 @@ def attack(stack: Stack) -> Result:
         memory = resident(stack)
         send_some(REQUESTS - REQUESTS // 4)
         grown = resident(stack)
-    after = settled(stack)
+    after = settled_between_scrapes(stack)
     return Result(
         stack,
         after.since(before),
