@@ -318,8 +318,8 @@ def send(stack: Stack) -> Answers:
     return seen
 
 
-def wait_for_prometheus(stack: Stack, answers: Answers) -> float:
-    """Wait until Prometheus and its rules know all these answers; return the Unix time then."""
+def wait_for_prometheus(stack: Stack, answers: Answers) -> None:
+    """Wait until Prometheus and its rules know all these answers."""
 
     def counted() -> bool:
         found = stack.query("sum(nginx_route_requests_total)")
@@ -340,21 +340,40 @@ def wait_for_prometheus(stack: Stack, answers: Answers) -> float:
     ):
         now, oldest = time.time(), f"min(timestamp({what}))"
         wait_until(lambda: stack.query(f"{oldest} > {now}"), 30, f"{what} to be new")  # noqa: B023
-    return time.time()
+
+
+def steady_moment(stack: Stack) -> float:
+    """A Unix time with a scrape close before and after it, of both targets that count requests.
+
+    Only then does Prometheus extrapolate a rate to this edge of its window.
+    """
+
+    def attempt() -> float | None:
+        now = time.time()
+        scraped = 'min_over_time(up{job=~"nginx-access-exporter|flask-app"}[5400ms] @ %.3f)'
+        both = f"sum({scraped % now}) + sum({scraped % (now + 5.4)}) == 4"
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: stack.query(both), 10, "scrapes close by")
+            return now
+        return None
+
+    return wait_until(attempt, 120, "two scrapes that are neither late nor lost")
 
 
 @pytest.fixture(scope="module")
 def traffic(idle: Stack) -> Traffic:
     """Send the script twice, so that its series exist before the second time; then break things."""
     first = send(idle)
-    started = wait_for_prometheus(idle, first)
+    wait_for_prometheus(idle, first)
+    started = steady_moment(idle)
     wait_until(lambda: idle.query(f"min(timestamp(up)) > {started}"), 30, "a scrape in between")
     second = send(idle)
     # nginx sends a POST only once, so it kills only one worker.
     assert requests.post(f"{idle.http}/?die={signal.SIGKILL:d}", timeout=30).status_code == 502
     second["none", 502, "NONE"] += 1
     idle.kill("nginx-proxy", signal.SIGHUP)
-    ended = wait_for_prometheus(idle, first + second)
+    wait_for_prometheus(idle, first + second)
+    ended = steady_moment(idle)
     query = f"max(timestamp({RULES_BY_ROUTE}))"
     (evaluated,) = api(idle, "query", query=query, time=ended)["result"]
     return Traffic(idle, first + second, second, started, ended, float(evaluated["value"][1]))
