@@ -5,6 +5,8 @@ counters that grow. A real Prometheus with the project's rules scrapes them ever
 
     .local/venv/bin/python -m tests.bench.growth [--replicas 1 10 100] [--seconds 180]
         [--prometheus PATH]
+
+A block needs some 20 minutes of samples (--seconds 1200) to be as dense as one of two hours.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ COLUMNS = (
     "memory",
     "CPU of one core",
     "write-ahead log per hour",
+    "bytes per sample in a block",
     "slowest group of rules",
     "evaluations missed",
 )
@@ -215,6 +218,7 @@ def prometheus(
         f"--config.file={folder}/prometheus.yml",
         f"--storage.tsdb.path={folder}/data",
         f"--web.listen-address=127.0.0.1:{port}",
+        "--web.enable-admin-api",
         "--log.level=error",
     ]
     with running(command, f"{url}/-/ready", 60) as pid:
@@ -245,6 +249,13 @@ def slowest_group(url: str) -> tuple[float, str]:
     return group["evaluationTime"], words
 
 
+def block_bytes(url: str, data: Path) -> int:
+    """The size of a block with all samples so far: Prometheus itself writes one after two hours."""
+    made = requests.post(f"{url}/api/v1/admin/tsdb/snapshot", timeout=300).json()["data"]["name"]
+    files = (data / "snapshots" / made).rglob("*")
+    return sum(each.stat().st_size for each in files if each.is_file())
+
+
 def measure(program: Path, targets: Targets, replicas: int, seconds: int) -> None:
     """Print a row of the table."""
     address = "{}:{}".format(*targets.server_address)
@@ -268,6 +279,8 @@ def measure(program: Path, targets: Targets, replicas: int, seconds: int) -> Non
         wal = sum(
             each.stat().st_size for each in Path(name, "data", "wal").iterdir() if each.is_file()
         )
+        block = block_bytes(url, Path(name, "data"))
+        in_head = own(url, "prometheus_tsdb_head_samples_appended_total")
         cells = [
             f"{replicas}",
             f"{scraped:,.0f}",
@@ -276,6 +289,7 @@ def measure(program: Path, targets: Targets, replicas: int, seconds: int) -> Non
             f"{memory / 1e6:,.0f} MB",
             f"{(cpu_seconds(pid) - cpu) / passed:.1%}",
             f"{wal / (passed + WARM_SECONDS) * 3.6e-3:,.0f} MB",
+            f"{block / in_head:.2f}",
             f"{slowest[0]:.2f} s: {slowest[1]}",
             f"{missed:.0f}",
         ]
