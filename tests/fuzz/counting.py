@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import signal
 import time
-from collections.abc import Iterator
 
+import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.stacks import ComposeStack, Stack, settle, wait_until
+from tests.stacks import Stack, settle, wait_until
 
 EXPORTER = "nginx-access-exporter"
 QUIET = 3.0  # seconds without a new line in the log; nginx writes its buffer once a second
 # nginx refuses an odd version or transfer coding with these: a client's fault.
 REFUSED_BY_NGINX = ("501", "505")
 
-SCRAPES = '{job=~"nginx-proxy|nginx-exporter"}'  # those that nginx answers and counts
+NEAR = 0.5  # seconds: a scrape may take as long on a busy machine
 
 Samples = list[tuple[dict[str, str], float]]
 
@@ -26,8 +24,6 @@ Samples = list[tuple[dict[str, str], float]]
 class Counts:
     """All counts."""
 
-    at: float  # Unix time
-    served: float  # nginx's own count
     lines: float  # of the metrics log
     malformed: float
     failed: float  # 5xx
@@ -37,6 +33,8 @@ class Counts:
     left: float  # the client left while nginx waited: Flask has got the request, or not
     refreshed: float  # in the background
     flask: float  # requests that Flask got
+    served: float = 0  # nginx's own count
+    at: float = 0  # its Unix time
 
     def since(self, other: Counts) -> Counts:
         """What was counted after the other was taken."""
@@ -45,44 +43,49 @@ class Counts:
 
 
 def settled(stack: Stack) -> Counts:
-    """The counts, once nothing is in flight.
-
-    Prometheus is paused meanwhile. nginx counts its scrapes, but does not log them.
-    """
+    """The counts, once nothing is in flight; nginx's own as the next scrape has it."""
 
     def lines() -> float:
         return stack.total(EXPORTER, "nginx_access_exporter_lines_total")
 
-    with _paused(stack, "prometheus"):
-        settle(lines, QUIET, 60, "the last line of the log")
-        assert stack.total("flask-app", "gunicorn_worker_requests_in_flight") == 0
-        return _count(stack)
+    settle(lines, QUIET, 60, "the last line of the log")
+    assert stack.total("flask-app", "gunicorn_worker_requests_in_flight") == 0
+    counts = _count(stack)
+    at, served = _next_scrape(stack, "nginx_http_requests_total", time.time())
+    return dataclasses.replace(counts, at=at, served=served)
 
 
-def settled_between_scrapes(stack: Stack) -> Counts:
-    """The same, at a moment that interrupted no scrape of nginx: it would count before or after."""
+def scrapes(stack: Stack, counted: Counts, since: Counts) -> range:
+    """How often Prometheus has asked nginx for its own counts between two of ours.
 
-    def attempt() -> Counts | None:
-        counts = settled(stack)
-        wait_until(
-            lambda: stack.query(f"min(timestamp(up{SCRAPES})) > {counts.at}"),
-            60,
-            "the next scrapes",
-        )
-        interrupted = (
-            f"timestamp(scrape_duration_seconds{SCRAPES} @ {counts.at:.3f})"
-            f" + scrape_duration_seconds{SCRAPES} @ {counts.at:.3f} > {counts.at:.3f}"
-        )
-        return None if stack.query(interrupted) else counts
+    nginx counts these requests, but does not log them. A failed scrape may have reached it or not,
+    and one at about the same time as ours may come before or after.
+    """
+    _next_scrape(stack, 'up{job="nginx-proxy"}', counted.at)
+    certain = uncertain = 0
+    for job in ("nginx-exporter", "nginx-proxy"):
+        for at, up in _scrapes(stack, f'up{{job="{job}"}}', since.at - NEAR, counted.at + NEAR):
+            near = job == "nginx-proxy" and min(abs(at - since.at), abs(at - counted.at)) < NEAR
+            if near or (up == 0 and since.at < at < counted.at):
+                uncertain += 1
+            elif since.at < at <= counted.at:
+                certain += 1
+    return range(certain, certain + uncertain + 1)
 
-    return wait_until(attempt, 180, "a count between scrapes")
+
+def _next_scrape(stack: Stack, series: str, after: float) -> tuple[float, float]:
+    return wait_until(
+        lambda: min(_scrapes(stack, series, after, after + 60), default=None), 60, "a scrape"
+    )
 
 
-def scrapes(stack: Stack, counted: Counts, since: Counts) -> int:
-    """How often Prometheus has asked nginx for its own counts between two of ours."""
-    window = f"[{(counted.at - since.at) * 1000:.0f}ms] @ {counted.at:.3f}"
-    found = stack.query(f"sum(count_over_time(up{SCRAPES}{window}))")
-    return int(found[0]["value"])
+def _scrapes(stack: Stack, series: str, begin: float, end: float) -> list[tuple[float, float]]:
+    """The Unix times of scrapes, and the value that each found."""
+    query = f"{series}[{(end - begin) * 1000:.0f}ms] @ {end:.3f}"
+    answer = requests.get(f"{stack.prometheus}/api/v1/query", {"query": query}, timeout=10).json()
+    return [
+        (at, float(value)) for found in answer["data"]["result"] for at, value in found["values"]
+    ]
 
 
 def samples(stack: Stack, service: str) -> dict[str, Samples]:
@@ -96,16 +99,14 @@ def samples(stack: Stack, service: str) -> dict[str, Samples]:
 
 def _count(stack: Stack) -> Counts:
     nginx, flask = samples(stack, EXPORTER), samples(stack, "flask-app")
-    requests = nginx.get("nginx_route_requests_total", [])
+    answers = nginx.get("nginx_route_requests_total", [])
     attempts = nginx.get("nginx_route_upstream_attempts_total", [])
     incomplete = nginx.get("nginx_route_incomplete_responses_total", [])
     shed = flask.get("gunicorn_requests_shed_total", [])
     return Counts(
-        at=time.time(),
-        served=stack.total("nginx-exporter", "nginx_http_requests_total"),
         lines=_sum(nginx["nginx_access_exporter_lines_total"]),
         malformed=_sum(nginx["nginx_access_exporter_malformed_lines_total"]),
-        failed=sum(value for labels, value in requests if _is_failure(labels)),
+        failed=sum(value for labels, value in answers if _is_failure(labels)),
         incomplete=sum(value for labels, value in incomplete if labels["cause"] != "client"),
         answered=sum(value for labels, value in attempts if _is_routed(labels)),
         refused=sum(
@@ -114,7 +115,7 @@ def _count(stack: Stack) -> Counts:
             if not _is_routed(labels) and labels["status"].startswith("4")
         ),
         left=sum(value for labels, value in attempts if labels["status"] == "none"),
-        refreshed=sum(value for labels, value in requests if labels["cache"] == "STALE"),
+        refreshed=sum(value for labels, value in answers if labels["cache"] == "STALE"),
         # The health check is no traffic, but counts as shed if its client has left.
         flask=_sum(flask.get("flask_http_request_total", []))
         + sum(value for labels, value in shed if labels["route"] != "/flask-health-check"),
@@ -133,16 +134,3 @@ def _is_failure(labels: dict[str, str]) -> bool:
 def _is_routed(labels: dict[str, str]) -> bool:
     """Whether the answer of an attempt had a route, so that it came from Flask."""
     return labels["route"] not in ("none", "static")
-
-
-@contextlib.contextmanager
-def _paused(stack: Stack, service: str) -> Iterator[None]:
-    if isinstance(stack, ComposeStack):
-        with stack.paused(stack.containers(service)[0]):
-            yield
-        return
-    stack.kill(service, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        stack.kill(service, signal.SIGCONT)
