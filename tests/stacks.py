@@ -220,20 +220,24 @@ class Stack:
             if sample.name == name and labels.items() <= sample.labels.items()
         )
 
+    def api(self, path: str, *, timeout: float = 30, **parameters: Any) -> Any:  # noqa: ANN401
+        """What Prometheus answers below /api/v1/, within `timeout` seconds; fails on an error."""
+        answer = requests.get(
+            f"{self.prometheus}/api/v1/{path}", params=parameters, timeout=timeout
+        ).json()
+        assert answer["status"] == "success", f"{parameters}: {answer}"
+        return answer["data"]
+
     def query(self, expression: str) -> list[dict[str, Any]]:
         """The instant vector of a PromQL expression; see `vector`."""
-        response = requests.get(
-            f"{self.prometheus}/api/v1/query", params={"query": expression}, timeout=10
-        ).json()
-        assert response["status"] == "success", f"{expression}: {response}"
-        return vector(response)
+        return vector(self.api("query", query=expression, timeout=10))
 
 
-def vector(answer: dict[str, Any]) -> list[dict[str, Any]]:
-    """What Prometheus answers to an instant query: `[{"metric": labels, "value": number}, …]`."""
+def vector(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """The data of an answer to an instant query: `[{"metric": labels, "value": number}, …]`."""
     return [
         {"metric": sample["metric"], "value": float(sample["value"][1])}
-        for sample in answer["data"]["result"]
+        for sample in data["result"]
     ]
 
 

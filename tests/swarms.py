@@ -158,7 +158,7 @@ class Swarm:
         text = self.inside(
             "prometheus", "wget", "-qO-", f"http://127.0.0.1:9090/api/v1/query?{query}"
         )
-        return vector(json.loads(text))
+        return vector(json.loads(text)["data"])
 
     def alerts(self) -> list[dict[str, Any]]:
         """What Alertmanager has."""

@@ -73,6 +73,7 @@ OF_THE_CACHE = {
 
 ROUTES = {"/", "/cache-me", "/info", "unmatched", "none"}
 WINDOW = 300  # seconds: the window of the figures that alerts compare
+NEAR = 5.4  # seconds: rate() extrapolates to an edge whose sample is < 1.1 scrape intervals away
 SLOW = 0.6  # seconds
 RULES_BY_ROUTE = "route:nginx_requests:rate5m"  # one of them
 LE_BELOW_SLOW = 0.5  # the highest bound of a bucket below that
@@ -111,17 +112,10 @@ def prepared(expression: str, values: dict[str, str]) -> str:
     return expression
 
 
-def api(stack: Stack, path: str, **parameters: Any) -> Any:  # noqa: ANN401
-    """What Prometheus answers; fails on a query it does not accept."""
-    answer = requests.get(f"{stack.prometheus}/api/v1/{path}", params=parameters, timeout=30).json()
-    assert answer["status"] == "success", answer
-    return answer["data"]
-
-
 def over_time(stack: Stack, expression: str, start: float, end: float) -> list[dict[str, Any]]:
     """The series of an expression, as Grafana asks for them."""
     query = {"query": prepared(expression, {}), "start": start, "end": end, "step": STEP}
-    return api(stack, "query_range", **query)["result"]
+    return stack.api("query_range", **query)["result"]
 
 
 def series_of(stack: Stack, case: Case, start: float) -> list[dict[str, Any]]:
@@ -229,7 +223,7 @@ class Traffic:
             query_of(title, legend),
             {"$__rate_interval": self._window, "$route": route},
         )
-        found = api(self.stack, "query", query=expression, time=self.ended)["result"]
+        found = self.stack.api("query", query=expression, time=self.ended)["result"]
         return {named(legend, each["metric"]): float(each["value"][1]) for each in found}
 
     def value(self, title: str, legend: str = "", route: str = ".+") -> float:
@@ -246,14 +240,14 @@ class Traffic:
             and not (case.panel["type"] == "timeseries" and has_stat(uid, title))
         )
         expression = prepared(case.target["expr"], {"$route": route})
-        found = api(self.stack, "query", query=expression, time=self.evaluated)["result"]
+        found = self.stack.api("query", query=expression, time=self.evaluated)["result"]
         values = {series_name(case, each["metric"]): float(each["value"][1]) for each in found}
         return {name: value for name, value in values.items() if not math.isnan(value)}
 
     def total(self, rate: float, job: str = "nginx-access-exporter") -> float:
         """The number of events that a rate stands for, from the first scrape to the last."""
         query = f'up{{job="{job}"}}[{self._window}]'
-        (scrapes,) = api(self.stack, "query", query=query, time=self.ended)["result"]
+        (scrapes,) = self.stack.api("query", query=query, time=self.ended)["result"]
         times = [at for at, _ in scrapes["values"]]
         return rate * (times[-1] - times[0])
 
@@ -343,15 +337,18 @@ def wait_for_prometheus(stack: Stack, answers: Answers) -> None:
 
 
 def steady_moment(stack: Stack) -> float:
-    """A Unix time with a scrape close before and after it, of both targets that count requests.
+    """A Unix time with a scrape shortly before and after it, of both targets that count requests.
 
-    Only then does Prometheus extrapolate a rate to this edge of its window.
+    A window that begins or ends at such a time gets the whole of its rate: see NEAR.
     """
+
+    def scraped(before: float) -> str:
+        targets = 'up{job=~"nginx-access-exporter|flask-app"}'
+        return f"sum(min_over_time({targets}[{NEAR * 1000:.0f}ms] @ {before:.3f}))"
 
     def attempt() -> float | None:
         now = time.time()
-        scraped = 'min_over_time(up{job=~"nginx-access-exporter|flask-app"}[5400ms] @ %.3f)'
-        both = f"sum({scraped % now}) + sum({scraped % (now + 5.4)}) == 4"
+        both = f"{scraped(now)} + {scraped(now + NEAR)} == 4"
         with contextlib.suppress(AssertionError):
             wait_until(lambda: stack.query(both), 10, "scrapes close by")
             return now
@@ -375,7 +372,7 @@ def traffic(idle: Stack) -> Traffic:
     wait_for_prometheus(idle, first + second)
     ended = steady_moment(idle)
     query = f"max(timestamp({RULES_BY_ROUTE}))"
-    (evaluated,) = api(idle, "query", query=query, time=ended)["result"]
+    (evaluated,) = idle.api("query", query=query, time=ended)["result"]
     return Traffic(idle, first + second, second, started, ended, float(evaluated["value"][1]))
 
 
@@ -402,7 +399,7 @@ def test_every_variable_has_values(uid: str, traffic: Traffic) -> None:
         if variable["type"] == "query" and not variable["hide"]:
             asked = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["definition"])
             series = {"match[]": prepared(asked[1], {})}
-            values = api(traffic.stack, f"label/{asked[2]}/values", **series)
+            values = traffic.stack.api(f"label/{asked[2]}/values", **series)
             found[variable["name"]] = set(values)
     assert found.pop("stack") == set()  # only a store has that label
     if found:

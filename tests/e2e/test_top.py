@@ -170,11 +170,8 @@ def test_figures_equal_the_traffic_sent_and_prometheus_answers(demo: Stack) -> N
 
     queries = expressions("1m")
     for column in COLUMNS:
-        answered = requests.get(
-            f"{demo.prometheus}/api/v1/query",
-            params={"query": queries[f"route {column.key}"], "time": f"{shown['time']:.3f}"},
-            timeout=10,
-        ).json()["data"]["result"]
+        query, at = queries[f"route {column.key}"], f"{shown['time']:.3f}"
+        answered = demo.api("query", query=query, time=at, timeout=10)["result"]
         assert {series["metric"]["route"] for series in answered} >= {"/cache-me"}
         for series in answered:
             value = float(series["value"][1])

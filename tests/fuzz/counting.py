@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 
-import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.stacks import Stack, settle, wait_until
@@ -43,7 +42,7 @@ class Counts:
 
 
 def settled(stack: Stack) -> Counts:
-    """The counts, once nothing is in flight; nginx's own as the next scrape has it."""
+    """The counts, once nothing is in flight. nginx's own count is from the next scrape."""
 
     def lines() -> float:
         return stack.total(EXPORTER, "nginx_access_exporter_lines_total")
@@ -58,9 +57,10 @@ def settled(stack: Stack) -> Counts:
 def scrapes(stack: Stack, counted: Counts, since: Counts) -> range:
     """How often Prometheus has asked nginx for its own counts between two of ours.
 
-    nginx counts these requests, but does not log them. A failed scrape may have reached it or not,
-    and one at about the same time as ours may come before or after.
+    nginx counts these requests, but does not log them. The result is a range: a failed scrape may
+    or may not have reached nginx, and one at about the time of our count may or may not be in it.
     """
+    # Prometheus stores a scrape when it ends. Once this one is stored, all earlier ones are.
     _next_scrape(stack, 'up{job="nginx-proxy"}', counted.at)
     certain = uncertain = 0
     for job in ("nginx-exporter", "nginx-proxy"):
@@ -82,10 +82,8 @@ def _next_scrape(stack: Stack, series: str, after: float) -> tuple[float, float]
 def _scrapes(stack: Stack, series: str, begin: float, end: float) -> list[tuple[float, float]]:
     """The Unix times of scrapes, and the value that each found."""
     query = f"{series}[{(end - begin) * 1000:.0f}ms] @ {end:.3f}"
-    answer = requests.get(f"{stack.prometheus}/api/v1/query", {"query": query}, timeout=10).json()
-    return [
-        (at, float(value)) for found in answer["data"]["result"] for at, value in found["values"]
-    ]
+    found = stack.api("query", query=query, timeout=10)["result"]
+    return [(at, float(value)) for series in found for at, value in series["values"]]
 
 
 def samples(stack: Stack, service: str) -> dict[str, Samples]:
