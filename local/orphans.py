@@ -38,7 +38,7 @@ def alive(pid: int) -> bool:
 
 
 def session_of(run: Path) -> int:
-    """The session of the stack with this run directory, by its supervisord's id; 0 if none runs."""
+    """The session of the stack that has this run directory; 0 if none of its processes runs."""
     try:
         number = int((run / "supervisord.pid").read_text())
     except (FileNotFoundError, ValueError):
@@ -67,9 +67,9 @@ def end(find: Callable[[], list[int]], *, now: bool = False) -> None:
     """End processes and wait for it; kill those that take too long, or all if `now`.
 
     Args:
-        find: finds those that still run. It is called again and again, since a process that is
-            about to end may first start another one.
-        now: kill them.
+        find: returns those that still run. It is called repeatedly, because a process may start
+            another one before it ends.
+        now: kill them at once.
     """
     gently = () if now else ((signal.SIGTERM, SECONDS_TO_END),)
     for number, seconds in (*gently, (signal.SIGKILL, 5)):

@@ -14,8 +14,8 @@ import subprocess
 from local.settings import ROOT, StackError
 
 # An entry's name is an MD5 in hexadecimal, and its file has a line "KEY: " before the response.
-# Files that nginx is still writing have longer names. After a second, nginx sees that a file which
-# it keeps open is gone (open_file_cache_valid in nginx/include/cached-location.conf).
+# Files that nginx is still writing have longer names. nginx keeps some files open, and notices
+# within a second that one is gone (open_file_cache_valid in nginx/include/cached-location.conf).
 SCRIPT = r"""
 export LC_ALL=C
 find "$NGINX_CACHE_DIR" -type f -name '????????????????????????????????' \

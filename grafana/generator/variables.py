@@ -59,7 +59,7 @@ def busiest(name: str, weight: str, current: str) -> Variable:
     Args:
         name: of the variable.
         weight: a recorded rate or increase by route.
-        current: a record by route for routes without such a rate or increase as yet.
+        current: a recorded rate by route, for routes whose `weight` is missing or 0 so far.
     """
     total = f"sum by (route) (sum_over_time({weight}[$__range]) > 0 or {current})"
     query = f"query_result({of_chosen_stack(f'topk(8, {total} > 0)')})"
