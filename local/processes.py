@@ -9,9 +9,11 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import time
 import urllib.request
+import xmlrpc.client
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,10 +33,9 @@ from local.settings import (
 from local.versions import Program, running_programs
 
 CONFIG = ROOT / "local" / "supervisord.conf"
-SUPERVISORD, SUPERVISORCTL = (VENV / "bin" / name for name in ("supervisord", "supervisorctl"))
+SUPERVISORD = VENV / "bin" / "supervisord"
 # Linux's limit for the path of a Unix socket, less the suffix that supervisor adds at first.
 LONGEST_SOCKET_PATH = 107 - len(".2147483647")
-STATUS_LINE = re.compile(r"(?P<name>\S+)\s+(?P<state>[A-Z]+)(?:\s+pid (?P<pid>\d+))?")
 ENDED = ("BACKOFF", "EXITED")
 ENDS_EARLY = ("nginx-exporter",)  # it ends if nginx does not answer yet; supervisor restarts it
 # The app refuses its health check. It may still be loading, so it has some time to stop refusing.
@@ -65,17 +66,19 @@ class Processes:
 
     def __init__(self, run: Path) -> None:
         self.run = run
+        self._socket = run / "supervisor.sock"
         self._saved = run / "environment.json"
         self._programs = run / "programs.json"
 
     @property
     def running(self) -> bool:
         """Whether supervisord answers."""
-        return (
-            self._saved.is_file()
-            and SUPERVISORCTL.is_file()
-            and self._control("pid").returncode == 0
-        )
+        if not self._saved.is_file():
+            return False
+        try:
+            return bool(self.supervisor("getPID"))
+        except StackError:
+            return False
 
     def check_paths(self) -> None:
         """Raise StackError if supervisor can't work with the paths of this stack's folders."""
@@ -85,10 +88,9 @@ class Processes:
                     f"there is a {odd[0]!r} in {str(folder)!r}: "
                     "move this folder, or set STACK_RUN_DIR, to a path without that character"
                 )
-        socket_path = str(self.run / "supervisor.sock")
-        if len(os.fsencode(socket_path)) > LONGEST_SOCKET_PATH:
+        if len(os.fsencode(self._socket)) > LONGEST_SOCKET_PATH:
             raise StackError(
-                f"{socket_path} is too long a path for a Unix socket: "
+                f"{self._socket} is too long a path for a Unix socket: "
                 "set STACK_RUN_DIR to a shorter one, or move this folder"
             )
 
@@ -119,7 +121,7 @@ class Processes:
             progress: is called when requests under way make this take long.
             now: kill them; requests under way are cut off. Ctrl-C while waiting does the same.
         """
-        pid = int(self._control("pid").stdout)
+        pid = self.supervisor("getPID")
         try:
             if not now:
                 self._drain(pid, progress)
@@ -132,7 +134,7 @@ class Processes:
     def _drain(self, supervisord: int, progress: Callable[[str], None]) -> None:
         pids = {name: pid for name, (_, pid) in self._states().items() if pid}
         limit = self.saved_environment()["FLASK_APP_TIMEOUT"]
-        self._control("shutdown")
+        self.supervisor("shutdown")
         since: dict[str, float] = {}
         while orphans.alive(supervisord):
             remaining = {name for name, pid in pids.items() if orphans.alive(pid)}
@@ -165,11 +167,20 @@ class Processes:
         self._saved.unlink(missing_ok=True)
         return bool(leader)
 
-    def control(self, action: str, service: str) -> None:
-        """Have supervisor start, stop or restart one service."""
-        done = self._control(action, service)
-        if done.returncode != 0:
-            raise StackError(f"supervisorctl {action} {service}: {done.stdout.strip()}")
+    def supervisor(self, method: str, *arguments: str) -> Any:  # noqa: ANN401  of many types
+        """Call a method of supervisor's XML-RPC API (supervisord.org/api.html).
+
+        Raises:
+            StackError: supervisord does not answer, or refuses.
+        """
+        transport = _SocketTransport(self._socket)
+        try:
+            with xmlrpc.client.ServerProxy("http://supervisor", transport=transport) as server:
+                return getattr(server.supervisor, method)(*arguments)
+        except xmlrpc.client.Fault as fault:
+            raise StackError(f"supervisord, {method}: {fault.faultString}") from fault
+        except (OSError, http.client.HTTPException, xmlrpc.client.Error) as error:
+            raise StackError(f"supervisord does not answer at {self._socket}: {error}") from error
 
     def reload(self, service: str, progress: Callable[[str], None]) -> None:
         """Have new workers take the place of the old ones, which finish their requests.
@@ -182,7 +193,7 @@ class Processes:
         _run(self._check_command(service, env), self.app_environment(env), NOT_RELOADED)
         main = self.pid(service)
         old = [pid for pid in orphans.group(main) if pid != main]
-        self.control("signal", f"HUP {service}")
+        self.supervisor("signalProcess", service, "HUP")
         deadline = time.monotonic() + float(env["FLASK_APP_TIMEOUT"])
         while any(map(orphans.alive, old)) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -206,7 +217,7 @@ class Processes:
 
     def pid(self, service: str) -> int:
         """The process id of a service's main process; 0 if it does not run."""
-        return int(self._control("pid", service).stdout)
+        return self.supervisor("getProcessInfo", service)["pid"]
 
     def statuses(self) -> list[Status]:
         """The state of every service and the result of its health check."""
@@ -295,16 +306,15 @@ class Processes:
 
     def _states(self) -> dict[str, tuple[str, int]]:
         """The state and the process id of each service."""
-        states = {}
-        for line in self._control("status").stdout.splitlines():
-            found = STATUS_LINE.match(line)
-            if found and (found["state"] != "STOPPED" or found["name"] != "grafana"):
-                states[found["name"]] = (found["state"], int(found["pid"] or 0))
-        return states
-
-    def _control(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [SUPERVISORCTL, "-c", CONFIG, *arguments]
-        return _output(command, self.saved_environment())
+        try:
+            found = self.supervisor("getAllProcessInfo")
+        except StackError:
+            return {}
+        return {
+            each["name"]: (each["statename"], each["pid"])
+            for each in found
+            if each["statename"] != "STOPPED" or each["name"] != "grafana"
+        }
 
     def _excerpt(self, service: str) -> str:
         # A service that never started has no log; then supervisor's own log has the reason.
@@ -313,6 +323,22 @@ class Processes:
     def _log_text(self, service: str) -> str:
         path = self.log(service)
         return path.read_text(errors="replace") if path.is_file() else ""
+
+
+class _SocketTransport(xmlrpc.client.Transport):
+    """Connects to a Unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def make_connection(self, host: str) -> http.client.HTTPConnection:
+        """Return a connection, which closes with the transport."""
+        connection = http.client.HTTPConnection(host)
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.connect(str(self._path))
+        self._connection = host, connection
+        return connection
 
 
 class _Start:

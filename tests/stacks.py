@@ -269,10 +269,10 @@ class LocalStack(Stack):
         shutil.rmtree(self.run)
 
     def stop(self, service: str) -> None:
-        self._processes.control("stop", service)
+        self._processes.supervisor("stopProcess", service)
 
     def start(self, service: str) -> None:
-        self._processes.control("start", service)
+        self._processes.supervisor("startProcess", service)
         self._processes.wait_until_healthy(30, lambda _: None)
 
     def main_process(self, service: str) -> int:
