@@ -1,4 +1,4 @@
-"""gunicorn's gthread worker without four of its faults, and an arbiter that stops without a fifth.
+"""gunicorn's gthread worker without four of its faults, and gunicorn itself without two.
 
 - The stock worker accepts up to `worker_connections` connections, idle ones included, however busy
   its threads are. If that number is high, requests queue unseen behind its busy threads while other
@@ -15,6 +15,8 @@
 - When gunicorn stops, its workers accept no more connections, but until it has ended the kernel
   still takes them, and then resets them. nginx does not send a POST again if it was lost in this
   way. See `drain_before_stop`.
+- gunicorn sends an answer's headers, and then its body. nginx passes the headers on at once. If the
+  worker dies in between, the client gets half an answer, and nginx can ask no other worker.
 """
 
 import contextlib
@@ -30,6 +32,7 @@ from functools import cache, partial
 from selectors import EVENT_READ
 
 from gunicorn.arbiter import Arbiter
+from gunicorn.http import wsgi
 from gunicorn.http.message import Request
 from gunicorn.workers.gthread import DEFAULT_WORKER_DATA_TIMEOUT, TConn, ThreadWorker
 
@@ -149,6 +152,39 @@ class FreeThreadWorker(ThreadWorker):
         if client.fileno() >= 0:  # else it has ended before its deadline
             self.poller.unregister(client)
             client.close()
+
+
+class _Held:
+    """Takes the place of a socket, and keeps what should be sent."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+
+    def sendall(self, data: bytes) -> None:
+        self.parts.append(data)
+
+
+class OneSendResponse(wsgi.Response):
+    """Sends the headers and the first part of the body together."""
+
+    def write(self, arg: bytes) -> None:
+        """Send a part of the body, and before the first one the headers."""
+        if self.headers_sent:
+            super().write(arg)
+            return
+        client, self.sock = self.sock, _Held()
+        try:
+            super().write(arg)
+            together = b"".join(self.sock.parts)
+        except Exception:
+            self.headers_sent = False
+            raise
+        finally:
+            self.sock = client
+        client.sendall(together)
+
+
+wsgi.Response = OneSendResponse  # gunicorn has no setting for this
 
 
 def drain_before_stop(server: Arbiter) -> None:

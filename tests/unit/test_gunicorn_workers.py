@@ -3,17 +3,23 @@
 import contextlib
 import http.client
 import os
+import re
 import shutil
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import gunicorn_workers  # noqa: F401  which replaces gunicorn's response
 import pytest
 import requests
+from gunicorn.config import Config
+from gunicorn.http import wsgi
 
 from tests.gunicorns import (
     CONFIG,
@@ -143,6 +149,50 @@ def test_connection_stays_usable_after_an_unread_body() -> None:
                 response = connection.getresponse()
                 response.read()
                 assert (response.status, response.will_close) == (405, False)
+
+
+@pytest.mark.parametrize(
+    ("method", "parts", "expected"),
+    [
+        ("GET", [b"Hello ", b"World!"], [rb"\r\n\r\nHello $", rb"^World!$"]),
+        (
+            "GET",
+            [b"", b"Hello World!"],
+            [rb"\r\n\r\n$", rb"^Hello World!$"],
+        ),  # asks for the headers
+        ("HEAD", [b"Hello World!"], [rb"\r\n\r\n$"]),
+    ],
+)
+def test_headers_and_body_are_sent_together(
+    method: str, parts: list[bytes], expected: list[bytes]
+) -> None:
+    """Else a worker that is killed in between would leave nginx's client with half an answer."""
+    with all_sent(method) as (response, sent):
+        response.start_response("200 OK", [("Content-Length", "12")])
+        for part in parts:
+            response.write(part)
+        response.close()
+        for pattern in expected:
+            assert re.search(pattern, sent())
+
+
+def test_body_that_is_no_bytes_sends_no_headers() -> None:
+    """So gunicorn can answer with 500."""
+    with all_sent("GET") as (response, _):
+        response.start_response("200 OK", [("Content-Length", "12")])
+        with pytest.raises(TypeError):
+            response.write("Hello World!")
+        assert not response.headers_sent
+
+
+@contextlib.contextmanager
+def all_sent(method: str) -> Iterator[tuple[wsgi.Response, Callable[[], bytes]]]:
+    """A response of gunicorn's, and a function that returns what it sends at a time."""
+    request = SimpleNamespace(method=method, version=(1, 1), should_close=lambda: False)
+    server, client = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with server, client:
+        client.setblocking(False)
+        yield wsgi.Response(request, server, Config()), partial(client.recv, 1000)
 
 
 def test_clients_that_do_not_close_their_connections_delay_no_others() -> None:
