@@ -114,9 +114,7 @@ def _count(stack: Stack) -> Counts:
         ),
         left=sum(value for labels, value in attempts if labels["status"] == "none"),
         refreshed=sum(value for labels, value in answers if labels["cache"] == "STALE"),
-        # The health check is no traffic, but counts as shed if its client has left.
-        flask=_sum(flask.get("flask_http_request_total", []))
-        + sum(value for labels, value in shed if labels["route"] != "/flask-health-check"),
+        flask=_sum(flask.get("flask_http_request_total", [])) + _sum(shed),
     )
 
 

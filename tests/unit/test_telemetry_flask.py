@@ -1,6 +1,8 @@
 """FlaskMetrics in a Flask application, with and without gunicorn."""
 
-from collections.abc import Callable
+import contextlib
+import socket
+from collections.abc import Callable, Iterator
 
 import pytest
 from flask import Flask, Response
@@ -21,9 +23,9 @@ def app() -> Flask:
     return app
 
 
-def noted(app: Flask, path: str) -> tuple[str, str | None]:
+def noted(app: Flask, path: str, **environ: object) -> tuple[str, str | None]:
     """Return the route in the response header and the one that the recorder would count."""
-    environ, sent = EnvironBuilder(path).get_environ(), {}
+    environ, sent = EnvironBuilder(path).get_environ() | environ, {}
     app(environ, lambda _status, headers, *_: sent.update(headers))
     return sent["X-Route"], environ[ROUTE_KEY]
 
@@ -117,6 +119,20 @@ def test_librarys_decorators_exclude_views(app: Flask, decorator: str) -> None:
         "/check", endpoint="check", view_func=getattr(metrics, decorator)()(lambda: "success")
     )
     assert noted(app, "/check") == ("/check", None)
+    with client_that_left() as connection:  # so the view does not run
+        left = {"gunicorn.socket": connection}
+        assert noted(app, "/check", **left) == ("/check", None)
+        assert noted(app, "/users/7", **left) == ("/users/<int:number>", "/users/<int:number>")
+
+
+@contextlib.contextmanager
+def client_that_left() -> Iterator[socket.socket]:
+    """A server's connection that its client has closed."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        socket.create_connection(listening.getsockname()).close()
+        with listening.accept()[0] as connection:
+            assert connection.recv(1) == b""
+            yield connection
 
 
 def test_librarys_own_metrics_count(app: Flask) -> None:

@@ -26,6 +26,8 @@ from gunicorn_flask_telemetry.shedding import (
 # The route of a request that matches no URL rule: the answer is 404, or 405 if a rule has the path
 # but not the method.
 UNMATCHED = "unmatched"
+EXCLUDED = "gunicorn_flask_telemetry_excluded"  # attribute of a view without metrics
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class FlaskMetrics(PrometheusMetrics):
@@ -54,6 +56,17 @@ class FlaskMetrics(PrometheusMetrics):
         """
         super().init_app(app)
         app.wsgi_app = _Instrumented(app, self)
+
+    # The library's decorators mark a request while its view runs, which a shed request never does.
+    @staticmethod
+    def do_not_track() -> Decorator:
+        """Return the library's decorator, which excludes a view from the default metrics."""
+        return _marking(PrometheusMetrics.do_not_track())
+
+    @staticmethod
+    def exclude_all_metrics() -> Decorator:
+        """Return the library's decorator, which excludes a view from all metrics."""
+        return _marking(PrometheusMetrics.exclude_all_metrics())
 
     def export_defaults(self, *_args: object, app: Flask, **_options: object) -> None:
         """Define the default metrics that gunicorn's hooks do not measure.
@@ -89,7 +102,7 @@ class FlaskMetrics(PrometheusMetrics):
 
     def _is_counted(self, flask_request: Request | None, environ: dict[str, Any]) -> bool:
         # The library's decorators set these attributes.
-        if hasattr(flask_request, "prom_do_not_track") or hasattr(
+        if getattr(flask_request, "prom_do_not_track", False) or hasattr(
             flask_request, "prom_exclude_all"
         ):
             return False
@@ -143,6 +156,8 @@ class _Instrumented:
         context = self._app.request_context(environ)  # makes the request that note() looks at
         if context.url_adapter:
             context.match_request()
+            view = self._app.view_functions.get(context.request.endpoint)
+            context.request.prom_do_not_track = hasattr(view, EXCLUDED)
 
     def _refuse(self, reason: str, start_response: Callable[..., object]) -> Iterable[bytes]:
         if reason == CLIENT_LEFT:
@@ -158,6 +173,17 @@ class _Instrumented:
         ]
         start_response("503 Service Unavailable", headers)
         return [body]
+
+
+def _marking(decorate: Decorator) -> Decorator:
+    """Return a decorator that also marks the view."""
+
+    def decorator(view: Callable[..., Any]) -> Callable[..., Any]:
+        decorated = decorate(view)
+        setattr(decorated, EXCLUDED, True)
+        return decorated
+
+    return decorator
 
 
 def _without_accept_encoding(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
