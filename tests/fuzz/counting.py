@@ -14,7 +14,7 @@ QUIET = 3.0  # seconds without a new line in the log; nginx writes its buffer on
 # nginx refuses an odd version or transfer coding with these: a client's fault.
 REFUSED_BY_NGINX = ("501", "505")
 
-NEAR = 0.5  # seconds: a scrape may take as long on a busy machine
+NEAR = 2.0  # seconds: a scrape may take as long on a busy machine
 
 Samples = list[tuple[dict[str, str], float]]
 
