@@ -57,16 +57,16 @@ class FlaskMetrics(PrometheusMetrics):
         super().init_app(app)
         app.wsgi_app = _Instrumented(app, self)
 
-    # The library's decorators mark a request while its view runs, which a shed request never does.
+    # The library's decorators flag a request when its view runs. That of a shed request never does.
     @staticmethod
     def do_not_track() -> Decorator:
         """Return the library's decorator, which excludes a view from the default metrics."""
-        return _marking(PrometheusMetrics.do_not_track())
+        return _flagging(PrometheusMetrics.do_not_track())
 
     @staticmethod
     def exclude_all_metrics() -> Decorator:
         """Return the library's decorator, which excludes a view from all metrics."""
-        return _marking(PrometheusMetrics.exclude_all_metrics())
+        return _flagging(PrometheusMetrics.exclude_all_metrics())
 
     def export_defaults(self, *_args: object, app: Flask, **_options: object) -> None:
         """Define the default metrics that gunicorn's hooks do not measure.
@@ -175,8 +175,8 @@ class _Instrumented:
         return [body]
 
 
-def _marking(decorate: Decorator) -> Decorator:
-    """Return a decorator that also marks the view."""
+def _flagging(decorate: Decorator) -> Decorator:
+    """Return a decorator that also flags the view."""
 
     def decorator(view: Callable[..., Any]) -> Callable[..., Any]:
         decorated = decorate(view)
