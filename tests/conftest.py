@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import os
+import re
 import time
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from tests.stacks import require_engine
 
 ENDED_WITHIN = 10.0  # seconds, after the last test
 LEFT = pytest.StashKey[list[str]]()
+GROUP = re.compile(r"@[\w-]+$")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -35,6 +38,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             module = "shared" if "stack" in item.fixturenames else item.path.stem
             kind = item.callspec.params.get("kind", "") if hasattr(item, "callspec") else ""
             item.add_marker(pytest.mark.xdist_group(f"{module}-{kind}"))
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest remembers which tests failed
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Remove the group, which pytest-xdist appends to a name: --last-failed would not find it.
+
+    Add --numprocesses=0: in the processes of pytest-xdist, the names have the group.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        report.nodeid = GROUP.sub("", report.nodeid)
 
 
 @pytest.fixture(scope="session", params=["local", "compose"])
