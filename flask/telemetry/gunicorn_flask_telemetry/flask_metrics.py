@@ -57,7 +57,7 @@ class FlaskMetrics(PrometheusMetrics):
         super().init_app(app)
         app.wsgi_app = _Instrumented(app, self)
 
-    # The library's decorators flag a request when its view runs. That of a shed request never does.
+    # The library's decorators flag a request when its view runs. A shed request's view never does.
     @staticmethod
     def do_not_track() -> Decorator:
         """Return the library's decorator, which excludes a view from the default metrics."""
