@@ -410,13 +410,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _run(command: list[str | Path], env: dict[str, str], failure: str) -> None:
     """Run a command; if it fails, raise StackError with its output."""
-    done = _output(command, env)
-    if done.returncode != 0:
-        raise StackError(f"{failure}:\n{done.stdout.strip()}")
-
-
-def _output(command: list[str | Path], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    done = subprocess.run(
         command,
         cwd=ROOT,
         env=env,
@@ -427,3 +421,5 @@ def _output(command: list[str | Path], env: dict[str, str]) -> subprocess.Comple
         text=True,
         check=False,
     )
+    if done.returncode != 0:
+        raise StackError(f"{failure}:\n{done.stdout.strip()}")

@@ -57,7 +57,7 @@ class FlaskMetrics(PrometheusMetrics):
         super().init_app(app)
         app.wsgi_app = _Instrumented(app, self)
 
-    # The library's decorators flag a request when its view runs. A shed request's view never does.
+    # The library's decorators flag a request when its view runs. A shed request's view never runs.
     @staticmethod
     def do_not_track() -> Decorator:
         """Return the library's decorator, which excludes a view from the default metrics."""
@@ -102,7 +102,7 @@ class FlaskMetrics(PrometheusMetrics):
 
     def _is_counted(self, flask_request: Request | None, environ: dict[str, Any]) -> bool:
         # The library's decorators set these attributes.
-        if getattr(flask_request, "prom_do_not_track", False) or hasattr(
+        if hasattr(flask_request, "prom_do_not_track") or hasattr(
             flask_request, "prom_exclude_all"
         ):
             return False
@@ -157,7 +157,8 @@ class _Instrumented:
         if context.url_adapter:
             context.match_request()
             view = self._app.view_functions.get(context.request.endpoint)
-            context.request.prom_do_not_track = hasattr(view, EXCLUDED)
+            if hasattr(view, EXCLUDED):
+                context.request.prom_do_not_track = True
 
     def _refuse(self, reason: str, start_response: Callable[..., object]) -> Iterable[bytes]:
         if reason == CLIENT_LEFT:
