@@ -42,9 +42,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(tryfirst=True)  # before pytest remembers which tests failed
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Remove the group, which pytest-xdist appends to a name: --last-failed would not find it.
+    """Remove the group that pytest-xdist appends to a test's name: --last-failed can't find it.
 
-    Add --numprocesses=0: in the processes of pytest-xdist, the names have the group.
+    Use it with --numprocesses=0: in pytest-xdist's own processes, the names keep the group.
     """
     if "PYTEST_XDIST_WORKER" not in os.environ:
         report.nodeid = GROUP.sub("", report.nodeid)

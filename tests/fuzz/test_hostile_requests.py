@@ -62,7 +62,7 @@ def result(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Resu
     settings |= {"WSGI_APP": "sample:app", "GUNICORN_QUEUE_TIMEOUT": "60"}
     with launch(kind, settings, ROOT / "tests" / "fuzz" / "compose.yaml") as stack:
         wait_until(lambda: len(stack.query("up == 1")) >= 6, 60, "a first scrape of all")
-        # On a busy machine a service may start late, which is an alert where time passes faster.
+        # Time passes faster here, so a service that starts late on a busy machine raises an alert.
         wait_until(lambda: not stack.query(FIRING), 60, "no alert to fire")
         yield attack(stack)
 

@@ -155,18 +155,15 @@ def test_connection_stays_usable_after_an_unread_body() -> None:
     ("method", "parts", "expected"),
     [
         ("GET", [b"Hello ", b"World!"], [rb"\r\n\r\nHello $", rb"^World!$"]),
-        (
-            "GET",
-            [b"", b"Hello World!"],
-            [rb"\r\n\r\n$", rb"^Hello World!$"],
-        ),  # asks for the headers
+        # An empty first part sends the headers alone.
+        ("GET", [b"", b"Hello World!"], [rb"\r\n\r\n$", rb"^Hello World!$"]),
         ("HEAD", [b"Hello World!"], [rb"\r\n\r\n$"]),
     ],
 )
 def test_headers_and_body_are_sent_together(
     method: str, parts: list[bytes], expected: list[bytes]
 ) -> None:
-    """Else a worker that is killed in between would leave nginx's client with half an answer."""
+    """Else nginx's client would get half an answer if the worker is killed in between."""
     with all_sent(method) as (response, sent):
         response.start_response("200 OK", [("Content-Length", "12")])
         for part in parts:
@@ -177,7 +174,7 @@ def test_headers_and_body_are_sent_together(
 
 
 def test_body_that_is_no_bytes_sends_no_headers() -> None:
-    """So gunicorn can answer with 500."""
+    """So gunicorn can still answer with 500."""
     with all_sent("GET") as (response, _):
         response.start_response("200 OK", [("Content-Length", "12")])
         with pytest.raises(TypeError):
@@ -187,7 +184,7 @@ def test_body_that_is_no_bytes_sends_no_headers() -> None:
 
 @contextlib.contextmanager
 def all_sent(method: str) -> Iterator[tuple[wsgi.Response, Callable[[], bytes]]]:
-    """A response of gunicorn's, and a function that returns what it sends at a time."""
+    """A response of gunicorn's, and a function that receives what one call of send() sent."""
     request = SimpleNamespace(method=method, version=(1, 1), should_close=lambda: False)
     server, client = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with server, client:
