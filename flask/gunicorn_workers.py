@@ -17,6 +17,11 @@
   way. See `drain_before_stop`.
 - gunicorn sends an answer's headers, and then its body. nginx passes the headers on at once. If the
   worker dies in between, the client gets half an answer, and nginx can ask no other worker.
+
+It also closes a connection after an answer without a body that nginx may renew in its cache. If a
+304 renews such an answer and says `Connection: close`, nginx reads that header in the cached answer
+instead. If it does not say close there, nginx sends its next request on a closed connection, and a
+POST fails.
 """
 
 import contextlib
@@ -38,6 +43,7 @@ from gunicorn.workers.gthread import DEFAULT_WORKER_DATA_TIMEOUT, TConn, ThreadW
 
 LINGER_SECONDS = 2  # as long as gunicorn waits
 RECEIVE_BYTES = 65536
+VALIDATORS = ("etag", "last-modified")  # with one of these nginx can renew an answer by a 304
 # While others wait, a connection closes with its first response after this time. Shorter would make
 # a fast application spend more on new connections, longer would make the others wait longer.
 TURN_SECONDS = 0.05
@@ -164,8 +170,14 @@ class _Held:
         self.parts.append(data)
 
 
-class OneSendResponse(wsgi.Response):
-    """Sends the headers and the first part of the body together."""
+class ProxiedResponse(wsgi.Response):
+    """Sends the headers and the first part of the body together, and closes as nginx needs it."""
+
+    def should_close(self) -> bool:
+        """Return whether the connection closes after this answer."""
+        has_no_body = self.req.method == "HEAD" or self.response_length == 0
+        can_be_renewed = any(name.lower() in VALIDATORS for name, _ in self.headers)
+        return super().should_close() or (has_no_body and can_be_renewed)
 
     def write(self, arg: bytes) -> None:
         """Send a part of the body, and before the first one the headers."""
@@ -184,7 +196,7 @@ class OneSendResponse(wsgi.Response):
         client.sendall(together)
 
 
-wsgi.Response = OneSendResponse  # gunicorn has no setting for this
+wsgi.Response = ProxiedResponse  # gunicorn has no setting for this
 
 
 def drain_before_stop(server: Arbiter) -> None:

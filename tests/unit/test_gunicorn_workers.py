@@ -152,6 +152,28 @@ def test_connection_stays_usable_after_an_unread_body() -> None:
 
 
 @pytest.mark.parametrize(
+    ("method", "length", "more", "connection"),
+    [
+        ("GET", "12", [("ETag", '"a"')], b"keep-alive"),
+        ("HEAD", "12", [("ETag", '"a"')], b"close"),
+        ("GET", "0", [("last-modified", "Thu, 01 Jan 1970 00:00:00 GMT")], b"close"),
+        # nginx cannot renew these.
+        ("HEAD", "12", [], b"keep-alive"),
+        ("POST", "0", [], b"keep-alive"),
+    ],
+)
+def test_answer_without_a_body_that_nginx_may_renew_closes_its_connection(
+    method: str, length: str, more: list[tuple[str, str]], connection: bytes
+) -> None:
+    """nginx reads `Connection` in the cached answer when a 304 renews it."""
+    with all_sent(method) as (response, sent):
+        response.start_response("200 OK", [("Content-Length", length), *more])
+        response.close()
+        assert b"\r\nConnection: %s\r\n" % connection in sent()
+        assert response.should_close() == (connection == b"close")
+
+
+@pytest.mark.parametrize(
     ("method", "parts", "expected"),
     [
         ("GET", [b"Hello ", b"World!"], [rb"\r\n\r\nHello $", rb"^World!$"]),
