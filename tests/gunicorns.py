@@ -39,6 +39,8 @@ class Gunicorn:
             "GUNICORN_BIND": f"127.0.0.1:{port}",
             # A worker may miss a signal to end while it boots. Then only this timeout ends it.
             "GUNICORN_GRACEFUL_TIMEOUT": "5",
+            # A request that waits long on a busy machine must reach the app.
+            "GUNICORN_QUEUE_TIMEOUT": "0",
             # One import of the app for all workers: starts take half the CPU time.
             "GUNICORN_PRELOAD_APP": "true",
             "GUNICORN_METRICS_BIND": f"127.0.0.1:{metrics_port}",
