@@ -95,6 +95,12 @@ def samples(stack: Stack, service: str) -> dict[str, Samples]:
     return found
 
 
+def failures(nginx: dict[str, Samples]) -> Samples:
+    """The failed answers that the exporter's samples count, by their labels."""
+    answers = nginx.get("nginx_route_requests_total", [])
+    return [(labels, value) for labels, value in answers if _is_failure(labels)]
+
+
 def _count(stack: Stack) -> Counts:
     nginx, flask = samples(stack, EXPORTER), samples(stack, "flask-app")
     answers = nginx.get("nginx_route_requests_total", [])
@@ -104,7 +110,7 @@ def _count(stack: Stack) -> Counts:
     return Counts(
         lines=_sum(nginx["nginx_access_exporter_lines_total"]),
         malformed=_sum(nginx["nginx_access_exporter_malformed_lines_total"]),
-        failed=sum(value for labels, value in answers if _is_failure(labels)),
+        failed=_sum(failures(nginx)),
         incomplete=sum(value for labels, value in incomplete if labels["cause"] != "client"),
         answered=sum(value for labels, value in attempts if _is_routed(labels)),
         refused=sum(

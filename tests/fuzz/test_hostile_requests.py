@@ -25,7 +25,7 @@ import requests
 
 from nginx_access_exporter.line import CACHE_STATUSES, METHODS, NO_CACHE_STATUS, OTHER_METHOD
 from tests.alerting import faster_configuration
-from tests.fuzz.counting import EXPORTER, Counts, samples, scrapes, settled
+from tests.fuzz.counting import EXPORTER, Counts, failures, samples, scrapes, settled
 from tests.fuzz.hostile import attacks, send
 from tests.stacks import ROOT, Process, Stack, launch, wait_until
 
@@ -163,7 +163,8 @@ def test_an_ordinary_client_notices_nothing(result: Result) -> None:
 
 
 def test_nothing_fails(result: Result) -> None:
-    assert (result.counts.failed, result.counts.incomplete) == (0, 0)
+    assert result.counts.failed == 0, failures(samples(result.stack, EXPORTER))
+    assert result.counts.incomplete == 0
 
 
 def test_every_request_is_counted_once(result: Result) -> None:
