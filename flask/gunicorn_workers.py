@@ -175,9 +175,10 @@ class ProxiedResponse(wsgi.Response):
 
     def should_close(self) -> bool:
         """Return whether the connection closes after this answer."""
+        if super().should_close():
+            return True
         has_no_body = self.req.method == "HEAD" or self.response_length == 0
-        can_be_renewed = any(name.lower() in VALIDATORS for name, _ in self.headers)
-        return super().should_close() or (has_no_body and can_be_renewed)
+        return has_no_body and any(name.lower() in VALIDATORS for name, _ in self.headers)
 
     def write(self, arg: bytes) -> None:
         """Send a part of the body, and before the first one the headers."""
