@@ -99,6 +99,8 @@ def test_a_stack_recovers(
     if fault.needs and not fast.query(fault.needs):
         pytest.skip(f"no {fault.needs}")
     wait_until(lambda: fault.alert not in firing(fast), ENDED_WITHIN, "an earlier alert to end")
+    # An alert on an increase needs a sample from before the fault.
+    wait_until(lambda: fast.query('up{job="flask-app"} == 1'), WITHIN, "a scrape of flask-app")
     before = firing(fast)
     counted = settled(fast)
     with Load(f"{fast.http}{fault.path}", RATE) as load:
