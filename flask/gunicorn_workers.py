@@ -18,10 +18,10 @@
 - gunicorn sends an answer's headers, and then its body. nginx passes the headers on at once. If the
   worker dies in between, the client gets half an answer, and nginx can ask no other worker.
 
-It also closes a connection after an answer without a body that nginx may renew in its cache. If a
-304 renews such an answer and says `Connection: close`, nginx reads that header in the cached answer
-instead. If it does not say close there, nginx sends its next request on a closed connection, and a
-POST fails.
+This module also works around a fault of nginx. When a 304 renews a cached answer that has no body,
+nginx ignores `Connection` in the 304, and obeys the one in the cached answer. So if only the 304
+says close, nginx sends its next request on a connection that gunicorn closes, and a POST fails.
+Here, each answer that nginx may renew in this way says close.
 """
 
 import contextlib
@@ -171,10 +171,10 @@ class _Held:
 
 
 class ProxiedResponse(wsgi.Response):
-    """Sends the headers and the first part of the body together, and closes as nginx needs it."""
+    """Sends headers and the first part of the body together, and closes where nginx needs it."""
 
     def should_close(self) -> bool:
-        """Return whether the connection closes after this answer."""
+        """Return whether the connection closes: also where nginx may renew a bodiless answer."""
         if super().should_close():
             return True
         has_no_body = self.req.method == "HEAD" or self.response_length == 0
