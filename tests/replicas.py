@@ -6,7 +6,7 @@ import contextlib
 import re
 import socketserver
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import requests
@@ -24,8 +24,8 @@ class Replica(socketserver.ThreadingTCPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, handler: type[socketserver.StreamRequestHandler] | None = None) -> None:
+        super().__init__(("127.0.0.1", 0), handler or _Handler)
         self.hangs = False
         self.targets: list[str] = []
         self.released = threading.Event()
@@ -61,10 +61,10 @@ class Proxy:
 
 
 @contextlib.contextmanager
-def serving(count: int) -> Iterator[list[Replica]]:
+def serving(count: int, make: Callable[[], Replica] = Replica) -> Iterator[list[Replica]]:
     """Run so many replicas."""
     with contextlib.ExitStack() as started:
-        replicas = [started.enter_context(Replica()) for _ in range(count)]
+        replicas = [started.enter_context(make()) for _ in range(count)]
         for replica in replicas:
             threading.Thread(target=replica.serve_forever, daemon=True).start()
             started.callback(replica.shutdown)

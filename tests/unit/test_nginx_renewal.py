@@ -6,24 +6,22 @@ That is why flask/gunicorn_workers.py says close in the answer that nginx caches
 
 from __future__ import annotations
 
-import contextlib
 import socketserver
-import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 import requests
 
-from tests.replicas import Replica, proxy
+from tests.replicas import Replica, proxy, serving
 from tests.stacks import wait_until
 
 
 class Origin(Replica):
-    """Gives `connection` as the header of the answer that nginx caches."""
+    """Sends `connection` as the header `Connection` of the answer that nginx caches."""
 
     def __init__(self, connection: bytes) -> None:
-        super().__init__()
-        self.RequestHandlerClass = _Handler
+        super().__init__(_Handler)
         self.connection = connection
 
 
@@ -53,12 +51,12 @@ class _Handler(socketserver.StreamRequestHandler):
     [(b"close", requests.codes.ok), (b"keep-alive", requests.codes.bad_gateway)],
 )
 def test_request_after_a_renewal(tmp_path: Path, connection: bytes, status: int) -> None:
-    with Origin(connection) as origin, contextlib.ExitStack() as ended:
-        threading.Thread(target=origin.serve_forever, daemon=True).start()
-        ended.callback(origin.shutdown)
-        running = ended.enter_context(proxy(tmp_path, [origin], NGINX_CACHE_TTL="1s"))
+    with (
+        serving(1, partial(Origin, connection)) as origins,
+        proxy(tmp_path, origins, NGINX_CACHE_TTL="1s") as running,
         # On one connection, so nginx handles its requests one after the other.
-        client = ended.enter_context(requests.Session())
+        requests.Session() as client,
+    ):
 
         def renews() -> bool:
             answer = client.head(running.url + "/cache-me", timeout=10)
