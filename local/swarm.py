@@ -35,7 +35,7 @@ NAME_LENGTH, HASH_LENGTH = 26, 10
 STUCK_AFTER = 300.0  # seconds without any change
 ALERT = "DeployRolledBack"
 ALERT_FOR = timedelta(hours=1)
-FAILED_STATES = ("rollback_completed", "rollback_paused", "paused")
+FAILED_STATES = ("rollback_started", "rollback_completed", "rollback_paused", "paused")
 ACTIVE_STATES = ("updating", "rollback_started")
 INTERVAL = 0.5  # seconds between two looks
 SETTLED = 5.0  # seconds for which everything must run: a task may end at once, and be started again
@@ -352,8 +352,11 @@ def write(content: Project, folder: Path) -> Path:
 def wait(manager: Manager, stack: str) -> list[str]:
     """Wait until every task runs as wanted; returns the services whose update failed."""
     since, last = time.monotonic(), "unknown"
+    failed: set[str] = set()
     while True:
         services, replicas = manager.services(stack), manager.replicas(stack)
+        # Swarm can turn rollback_completed into completed: it then replaced one more bad task.
+        failed |= {name for name, each in services.items() if each.update in FAILED_STATES}
         waiting = [
             f"{name} {count} {services[name].update}".rstrip()
             for name, count in sorted(replicas.items())
@@ -364,7 +367,7 @@ def wait(manager: Manager, stack: str) -> list[str]:
             if waiting:
                 progress(f"waiting for {state}")
         if not waiting and time.monotonic() > since + SETTLED:
-            return [name for name, each in services.items() if each.update in FAILED_STATES]
+            return sorted(failed)
         if waiting and time.monotonic() > since + STUCK_AFTER:
             problems = {
                 problem
@@ -384,7 +387,10 @@ def is_complete(count: str) -> bool:
 
 def _report(manager: Manager, service: str, project: Project) -> None:
     """Print why an update failed, and let Alertmanager send the alert."""
-    problems = "; ".join(manager.problems(service)) or "see docker service ps"
+    # A task that its health check ends has no error if the app then exits with status 0.
+    problems = "; ".join(manager.problems(service)) or (
+        f"its tasks ended, or their health check failed: see docker service logs {service}"
+    )
     progress(f"{service}: the new version failed and was rolled back: {problems}")
     services = project["services"]
     links = services["prometheus"]["environment"]

@@ -244,6 +244,14 @@ def test_a_rolled_back_update_is_reported_when_it_has_ended() -> None:
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_rolled_back_update_is_reported_though_swarm_then_calls_it_completed() -> None:
+    states = [("2/2", "rollback_started"), ("2/2", "rollback_completed")]
+    manager = ScriptedManager(*states, ("2/2", "completed"))
+    assert swarm.wait(manager, "shop") == ["app"]
+    assert manager.states == [("2/2", "completed")]
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_task_that_restarts_again_and_again_is_not_complete() -> None:
     flapping = [("1/1", ""), ("0/0", ""), ("0/1", "")] * 20
     assert swarm.wait(manager := ScriptedManager(*flapping, ("1/1", "completed")), "shop") == []
