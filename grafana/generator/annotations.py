@@ -59,12 +59,14 @@ ANNOTATIONS = (
         title="nginx's workers were replaced",
         text="Its configuration was reloaded, or it was restarted",
     ),
-    # All workers started within 10 s: a deploy or restart, not the replacement of one worker.
+    # All workers started within 10 s: a deploy or restart, not the replacement of one worker. The
+    # workers that are left while one is replaced would look like a start, too.
     Annotation(
         name="Restarts",
         colour="purple",
         expr=f"1000 * min by (instance) ({STARTED})"
-        f" and max by (instance) ({STARTED}) - min by (instance) ({STARTED}) < 10",
+        f" and max by (instance) ({STARTED}) - min by (instance) ({STARTED}) < 10"
+        f" and count by (instance) ({STARTED}) >= max by (instance) (gunicorn_workers_configured)",
         title="gunicorn started all its workers",
         text="{{instance}}",
         at_value=True,
