@@ -174,7 +174,7 @@ class ProxiedResponse(wsgi.Response):
     """Sends headers and the first part of the body together, and closes where nginx needs it."""
 
     def should_close(self) -> bool:
-        """Return whether the connection closes: also where nginx may renew a bodiless answer."""
+        """Return whether the connection closes, as it must if nginx may renew a bodiless answer."""
         if super().should_close():
             return True
         has_no_body = self.req.method == "HEAD" or self.response_length == 0

@@ -355,7 +355,7 @@ def wait(manager: Manager, stack: str) -> list[str]:
     failed: set[str] = set()
     while True:
         services, replicas = manager.services(stack), manager.replicas(stack)
-        # Swarm can turn rollback_completed into completed: it then replaced one more bad task.
+        # Remembered: if Swarm replaces a bad task after the rollback, the state becomes completed.
         failed |= {name for name, each in services.items() if each.update in FAILED_STATES}
         waiting = [
             f"{name} {count} {services[name].update}".rstrip()
@@ -387,7 +387,7 @@ def is_complete(count: str) -> bool:
 
 def _report(manager: Manager, service: str, project: Project) -> None:
     """Print why an update failed, and let Alertmanager send the alert."""
-    # A task that its health check ends has no error if the app then exits with status 0.
+    # Swarm ends a task whose health check fails. If the app exits with status 0, it has no error.
     problems = "; ".join(manager.problems(service)) or (
         f"its tasks ended, or their health check failed: see docker service logs {service}"
     )
@@ -397,7 +397,7 @@ def _report(manager: Manager, service: str, project: Project) -> None:
     labels = (f"alertname={ALERT}", "severity=ticket", f"service={service}")
     annotations = {
         "summary": f"A new version of {service} failed and was rolled back",
-        "description": f"The old version runs on. Swarm says of the new one: {problems}",
+        "description": f"The old version runs on. Why the new one failed: {problems}",
         "runbook_url": links["RUNBOOKS_URL"],
         "dashboard_url": f"{links['GRAFANA_URL']}/d/stack-overview",
     }

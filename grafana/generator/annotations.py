@@ -59,8 +59,8 @@ ANNOTATIONS = (
         title="nginx's workers were replaced",
         text="Its configuration was reloaded, or it was restarted",
     ),
-    # All workers started within 10 s: a deploy or restart, not the replacement of one worker. The
-    # workers that are left while one is replaced would look like a start, too.
+    # All workers started within 10 s: a deploy or restart, not the replacement of one worker. All
+    # must be there: while one is replaced, the others may have started within 10 s, too.
     Annotation(
         name="Restarts",
         colour="purple",
