@@ -29,6 +29,8 @@ RUNS_ON = (
 )
 # Loads the app as gunicorn does, in a container of its own to which nginx sends no requests.
 CHECK = ("gunicorn", "--check-config", "--config", "/stack/gunicorn.conf.py")
+# `docker compose ps` fails if a container is removed while it lists them. Then it is asked again.
+LISTINGS = 20
 SERVICE_NAMES = {service.name for service in SERVICES}
 # Where services write: a full disk there fails requests while every health check passes.
 WRITTEN = {"nginx-proxy": "/var/cache/nginx", "prometheus": "/prometheus"}
@@ -61,12 +63,12 @@ def engine_answers() -> bool:
 
 def exists() -> bool:
     """Whether this project has containers, running or not."""
-    return bool(output("ps", "--all", "--quiet"))
+    return bool(_ids("--all"))
 
 
 def runs() -> bool:
     """Whether containers of this project run."""
-    return bool(output("ps", "--quiet"))
+    return bool(_ids())
 
 
 def ports_are_local() -> bool:
@@ -325,8 +327,24 @@ def _logs(container: str, since: float) -> str:
     return done.stdout
 
 
+def _ids(*options: str) -> list[str]:
+    """The ids of this project's containers.
+
+    Raises:
+        StackError: Compose cannot list them; with its reason.
+    """
+    command = ["docker", "compose", "ps", "--quiet", *options]
+    for _ in range(LISTINGS):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if not done.returncode:
+            return done.stdout.split()
+        if "no such container" not in done.stderr.lower():
+            break
+    raise StackError(f"Docker Compose cannot list the containers: {done.stderr.strip()}")
+
+
 def _containers() -> Iterator[Container]:
-    ids = output("ps", "--all", "--quiet").split()
+    ids = _ids("--all")
     if not ids:
         return
     for details in json.loads(_output("docker", "inspect", *ids) or "[]"):

@@ -1,4 +1,4 @@
-"""Images before Compose starts, and what `./stack up` reads in the containers' health checks."""
+"""Images before Compose starts, and what `./stack` reads of containers and their health checks."""
 
 from __future__ import annotations
 
@@ -104,3 +104,19 @@ def test_a_start_on_a_full_disk_names_it(folder: Path, capsys: pytest.CaptureFix
     told = capsys.readouterr().err
     assert "the disk is full: 0 MB are free for nginx-proxy's /var/cache/nginx" in told
     assert "prometheus's /prometheus" in told
+
+
+def test_a_container_that_goes_meanwhile_does_not_hide_the_others(folder: Path) -> None:
+    (folder / "docker").write_text(f"""#!/bin/sh
+echo >> {folder}/asked
+[ "$(wc -l < {folder}/asked)" -gt 2 ] && {{ echo abc; exit; }}
+echo 'Error response from daemon: No such container: def' >&2
+exit 1
+""")
+    assert compose.exists()
+
+
+def test_a_listing_that_fails_is_not_taken_for_no_containers(folder: Path) -> None:
+    (folder / "docker").write_text("#!/bin/sh\necho 'compose.yaml: no such file' >&2; exit 14\n")
+    with pytest.raises(StackError, match=r"cannot list the containers: compose\.yaml: no such"):
+        compose.exists()
