@@ -55,8 +55,9 @@ class Gunicorn:
             )
 
     def wait_until_up(self) -> None:
-        """Wait until every worker has booted and metrics are served."""
+        """Wait until every worker has booted, metrics are served and no request is in flight."""
         wait_until(self._is_up, START_SECONDS, "gunicorn is up")
+        idle_metrics(self)
 
     def _is_up(self) -> bool:
         assert self.process.poll() is None, self.log_file.read_text()
@@ -81,11 +82,11 @@ class Gunicorn:
             times: the number of requests.
             getters: functions that send them alternately: the `get` of requests or of a session.
         """
-        with tempfile.NamedTemporaryFile() as gate, ThreadPoolExecutor(times) as pool:
+        # The file is removed first; then the pool waits for the responses.
+        with ThreadPoolExecutor(times) as pool, tempfile.NamedTemporaryFile() as gate:
             url = f"{self.url}/?gate={gate.name}"
             senders = itertools.islice(itertools.cycle(getters), times)
             yield [pool.submit(get, url, timeout=60) for get in senders]
-            gate.close()  # removes the file; then the pool waits for the responses
 
     def scrape(self) -> str:
         """Return the metrics as Prometheus gets them."""

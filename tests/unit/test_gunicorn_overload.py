@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
+from gunicorn_workers import TURN_SECONDS
 
 from gunicorn_flask_telemetry.shedding import queue_timeout, reason_to_shed
 from tests.gunicorns import Gunicorn, gunicorn, idle_metrics, total, wait_for_metrics
@@ -44,16 +45,22 @@ def shed(metrics: dict[str, float], route: str, reason: str) -> float:
 
 def test_kept_connection_closes_if_others_wait(running: Gunicorn) -> None:
     """Otherwise nginx would use it again and again, and those in the backlog would wait forever."""
-    with requests.Session() as session, ThreadPoolExecutor(1) as pool:
-        getters = [session.get] + [requests.get] * (THREADS - 1)
-        with running.held_requests(THREADS, getters) as answers:
+    with (
+        requests.Session() as session,
+        ThreadPoolExecutor(1) as pool,
+        running.held_requests(THREADS - 1),
+    ):
+        with running.held_requests(1, [session.get]) as kept:
             all_busy(running)
-        assert answers[0].result().headers["Connection"] == "keep-alive"
-        with running.held_requests(THREADS, getters) as answers:
+        accepted = time.monotonic()  # or earlier
+        assert kept[0].result().headers["Connection"] == "keep-alive"
+        wait_for_metrics(running, lambda m: total(m, IN_FLIGHT) == THREADS - 1, "it is counted")
+        with running.held_requests(1, [session.get]) as kept:
             all_busy(running)
+            wait_until(lambda: time.monotonic() > accepted + TURN_SECONDS, 10, "its turn is over")
             other = pool.submit(running.get)
             wait_for_metrics(running, lambda m: backlog(m) == 1, "another request waits")
-        assert answers[0].result().headers["Connection"] == "close"
+        assert kept[0].result().headers["Connection"] == "close"
         assert other.result().ok
 
 

@@ -137,6 +137,7 @@ def test_idle_connections_do_not_use_up_threads() -> None:
         idle = [sessions.enter_context(requests.Session()) for _ in range(4)]
         with running.held_requests(4, [session.get for session in idle]):
             wait_for_metrics(running, lambda m: total(m, IN_FLIGHT) == 4, "4 in flight")
+        idle_metrics(running)
         with running.held_requests(4):
             wait_for_metrics(running, lambda m: total(m, IN_FLIGHT) == 4, "4 others in flight")
 
@@ -303,6 +304,7 @@ def test_reloaded_workers_share_no_slot_and_the_slots_stay_bounded(running: Guni
     assert set(first) == {"1", "2"}
     for _ in range(5):
         running.get()
+    idle_metrics(running)
     with running.held_requests(2):
         before = wait_for_metrics(running, lambda m: total(m, IN_FLIGHT) == 2, "2 in flight")
         running.signal(signal.SIGHUP)
