@@ -21,7 +21,7 @@ import pytest
 import requests
 
 from tests.load import busy_machine
-from tests.stacks import ComposeStack, LocalStack, Stack, launch, wait_until
+from tests.stacks import ComposeStack, LocalStack, Stack, launch, wait_for_in_flight, wait_until
 
 EXPORTER = "nginx-access-exporter"
 REQUESTS = "nginx_route_requests_total"
@@ -274,9 +274,7 @@ def test_failed_and_abandoned_upstream_requests_are_counted_by_attempt(
         for _ in range(3):
             client = socket.create_connection((address.hostname, address.port), timeout=60)
             clients.enter_context(client).sendall(b"GET /?sleep=15 HTTP/1.0\r\n\r\n")
-        in_flight = "gunicorn_worker_requests_in_flight"
-        # Left earlier, a request might not have reached Flask.
-        wait_until(lambda: stack.total("flask-app", in_flight) == 3, 15, "three requests in flight")
+        wait_for_in_flight(stack, 3)  # left earlier, a request might not have reached Flask
     wait_until(lambda: counted("requests", status="499") == 3, 30, "three requests abandoned")
     assert counted("upstream_attempts", status="none") == 3
 

@@ -24,6 +24,7 @@ from tests.stacks import (
     engine_missing,
     free_port,
     launch,
+    wait_for_in_flight,
     wait_until,
 )
 
@@ -124,8 +125,7 @@ def slow_request(stack: Stack) -> subprocess.Popen[bytes]:
         ["curl", "--silent", "--max-time", "90", f"{stack.http}/?sleep=60"],
         stdout=subprocess.DEVNULL,
     )
-    in_flight = "gunicorn_worker_requests_in_flight"
-    wait_until(lambda: stack.total("flask-app", in_flight) == 1, 30, "a request in flight")
+    wait_for_in_flight(stack, 1)
     return client
 
 

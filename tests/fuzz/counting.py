@@ -48,7 +48,9 @@ def settled(stack: Stack) -> Counts:
         return stack.total(EXPORTER, "nginx_access_exporter_lines_total")
 
     settle(lines, QUIET, 60, "the last line of the log")
-    assert stack.total("flask-app", "gunicorn_worker_requests_in_flight") == 0
+    in_flight = "gunicorn_worker_requests_in_flight"
+    # A health check may be in flight.
+    wait_until(lambda: stack.total("flask-app", in_flight) == 0, 30, "no request in flight")
     counts = _count(stack)
     at, served = _next_scrape(stack, "nginx_http_requests_total", time.time())
     return dataclasses.replace(counts, at=at, served=served)
