@@ -360,6 +360,9 @@ def steady_moment(stack: Stack) -> float:
 @pytest.fixture(scope="module")
 def traffic(idle: Stack) -> Traffic:
     """Send the script twice, so that its series exist before the second time; then break things."""
+    # What a target counted before its first scrape is no increase.
+    scraped = 'up{job=~"nginx-access-exporter|flask-app"} == 1'
+    wait_until(lambda: len(idle.query(scraped)) == 2, 60, "a first scrape")
     first = send(idle)
     wait_for_prometheus(idle, first)
     started = steady_moment(idle)
