@@ -231,7 +231,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorter times to wait."""
     monkeypatch.setattr(swarm, "INTERVAL", 0.01)
     monkeypatch.setattr(swarm, "SETTLED", 0.1)
-    monkeypatch.setattr(swarm, "STUCK_AFTER", 0.5)
 
 
 @pytest.mark.usefixtures("quick")
@@ -259,6 +258,9 @@ def test_a_task_that_restarts_again_and_again_is_not_complete() -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_deployment_that_gets_nowhere_says_what_swarm_says() -> None:
+def test_a_deployment_that_gets_nowhere_says_what_swarm_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(swarm, "STUCK_AFTER", 0.1)
     with pytest.raises(StackError, match="app: unhealthy container"):
         swarm.wait(ScriptedManager(("0/2", "")), "shop")

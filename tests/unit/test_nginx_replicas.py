@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,8 +28,8 @@ def before(count: int, folder: Path, read_timeout: int = READ_TIMEOUT) -> Iterat
         yield running
 
 
-def ask_until(running: Proxy, end: float, statuses: list[int]) -> None:
-    while time.monotonic() < end:
+def ask_until(running: Proxy, ended: Callable[[], bool], statuses: list[int]) -> None:
+    while not ended():
         statuses.append(running.status())
 
 
@@ -42,7 +42,7 @@ def test_replica_that_hangs_gets_one_request_every_few_seconds(tmp_path: Path) -
             seconds = 2 * PROBED_EVERY + 4 * READ_TIMEOUT
             end = time.monotonic() + seconds
             for _ in range(4):
-                clients.submit(ask_until, running, end, statuses)
+                clients.submit(ask_until, running, lambda: time.monotonic() > end, statuses)
         # At first as many as the others have; then, after three failures, the probes.
         assert len(hung.targets) <= 4 + 3 + 3
         assert len(statuses) > 50 * len(hung.targets)
@@ -56,7 +56,7 @@ def test_replica_that_hangs_keeps_no_client_but_its_share(tmp_path: Path) -> Non
         statuses: list[int] = []
         with ThreadPoolExecutor(4) as clients:
             for _ in range(4):
-                clients.submit(ask_until, running, time.monotonic() + 3, statuses)
+                clients.submit(ask_until, running, lambda: len(statuses) > 100, statuses)
             wait_until(lambda: len(statuses) > 100, 20, "answers")
             assert len(hung.targets) <= 2
             hung.released.set()
