@@ -117,13 +117,13 @@ def settle(read: Callable[[], T], quiet: float, timeout: float, what: str) -> T:
     return last
 
 
-def wait_for_in_flight(stack: Stack, requests: int) -> None:
+def wait_for_in_flight(stack: Stack, count: int) -> None:
     """Wait until Flask works on at least so many requests besides health checks."""
 
     def in_flight() -> bool:
-        return stack.total("flask-app", "gunicorn_worker_requests_in_flight") >= requests
+        return stack.total("flask-app", "gunicorn_worker_requests_in_flight") >= count
 
-    what = f"{requests} in flight"
+    what = f"{count} in flight"
     # A health check can be one of them, but not for a second.
     wait_until(lambda: settle(in_flight, 1, 30, what), 30, what)
 
