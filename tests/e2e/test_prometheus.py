@@ -42,12 +42,13 @@ def test_every_rule_evaluates(stack: Stack) -> None:
 
 
 def test_prometheus_sends_alerts_to_alertmanager(stack: Stack) -> None:
-    def found() -> dict[str, list[dict[str, str]]]:
-        url = f"{stack.prometheus}/api/v1/alertmanagers"
-        return requests.get(url, timeout=10).json()["data"]
-
-    wait_until(lambda: len(found()["activeAlertmanagers"]) == 1, 30, "Alertmanager to be found")
-    assert found()["droppedAlertmanagers"] == []
+    found = wait_until(
+        lambda: (data := stack.api("alertmanagers"))["activeAlertmanagers"] and data,
+        30,
+        "Prometheus to find Alertmanager",
+    )
+    assert len(found["activeAlertmanagers"]) == 1
+    assert found["droppedAlertmanagers"] == []
 
 
 def test_health_checks_are_not_counted_as_traffic(stack: Stack) -> None:

@@ -54,10 +54,14 @@ def test_replica_that_hangs_keeps_no_client_but_its_share(tmp_path: Path) -> Non
         hung = running.replicas[0]
         hung.hangs = True
         statuses: list[int] = []
+
+        def enough() -> bool:
+            return len(statuses) > 100
+
         with ThreadPoolExecutor(4) as clients:
             for _ in range(4):
-                clients.submit(ask_until, running, lambda: len(statuses) > 100, statuses)
-            wait_until(lambda: len(statuses) > 100, 20, "answers")
+                clients.submit(ask_until, running, enough, statuses)
+            wait_until(enough, 20, "answers")
             assert len(hung.targets) <= 2
             hung.released.set()
 
