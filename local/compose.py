@@ -29,8 +29,8 @@ RUNS_ON = (
 )
 # Loads the app as gunicorn does, in a container of its own to which nginx sends no requests.
 CHECK = ("gunicorn", "--check-config", "--config", "/stack/gunicorn.conf.py")
-# `docker compose ps` fails if a container is removed while it lists them. It is run at most this
-# often until it succeeds.
+# `docker compose ps` fails if a container is removed while it lists them. Then it is run
+# again, up to this many times in all.
 LISTINGS = 20
 SERVICE_NAMES = {service.name for service in SERVICES}
 # Where services write: a full disk there fails requests while every health check passes.

@@ -82,7 +82,7 @@ class Gunicorn:
             times: the number of requests.
             getters: functions that send them alternately: the `get` of requests or of a session.
         """
-        # The file is removed first; then the pool waits for the responses.
+        # At the end the file is removed first; then the pool waits for the responses.
         with ThreadPoolExecutor(times) as pool, tempfile.NamedTemporaryFile() as gate:
             url = f"{self.url}/?gate={gate.name}"
             senders = itertools.islice(itertools.cycle(getters), times)

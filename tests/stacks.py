@@ -118,13 +118,13 @@ def settle(read: Callable[[], T], quiet: float, timeout: float, what: str) -> T:
 
 
 def wait_for_in_flight(stack: Stack, count: int) -> None:
-    """Wait until Flask works on at least so many requests besides health checks."""
+    """Wait until Flask works on at least `count` requests that are no health checks."""
 
     def in_flight() -> bool:
         return stack.total("flask-app", "gunicorn_worker_requests_in_flight") >= count
 
-    what = f"{count} in flight"
-    # A health check can be one of them, but not for a second.
+    what = f"{count} requests in flight"
+    # The metric includes health checks, but none of them takes a second.
     wait_until(lambda: settle(in_flight, 1, 30, what), 30, what)
 
 

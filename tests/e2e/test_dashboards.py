@@ -360,7 +360,7 @@ def steady_moment(stack: Stack) -> float:
 @pytest.fixture(scope="module")
 def traffic(idle: Stack) -> Traffic:
     """Send the script twice, so that its series exist before the second time; then break things."""
-    # What a target counted before its first scrape is no increase.
+    # Prometheus sees no increase in what a target counts before its first scrape.
     scraped = 'up{job=~"nginx-access-exporter|flask-app"} == 1'
     wait_until(lambda: len(idle.query(scraped)) == 2, 60, "a first scrape")
     first = send(idle)

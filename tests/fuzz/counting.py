@@ -49,7 +49,7 @@ def settled(stack: Stack) -> Counts:
 
     settle(lines, QUIET, 60, "the last line of the log")
     in_flight = "gunicorn_worker_requests_in_flight"
-    # A health check may be in flight.
+    # A health check is a request in flight, too.
     wait_until(lambda: stack.total("flask-app", in_flight) == 0, 30, "no request in flight")
     counts = _count(stack)
     at, served = _next_scrape(stack, "nginx_http_requests_total", time.time())

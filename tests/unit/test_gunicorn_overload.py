@@ -52,12 +52,12 @@ def test_kept_connection_closes_if_others_wait(running: Gunicorn) -> None:
     ):
         with running.held_requests(1, [session.get]) as kept:
             all_busy(running)
-        accepted = time.monotonic()  # or earlier
+        accepted = time.monotonic()  # at the latest
         assert kept[0].result().headers["Connection"] == "keep-alive"
-        wait_for_metrics(running, lambda m: total(m, IN_FLIGHT) == THREADS - 1, "it is counted")
+        wait_for_metrics(running, lambda m: total(m, IN_FLIGHT) == THREADS - 1, "its count")
         with running.held_requests(1, [session.get]) as kept:
             all_busy(running)
-            wait_until(lambda: time.monotonic() > accepted + TURN_SECONDS, 10, "its turn is over")
+            wait_until(lambda: time.monotonic() > accepted + TURN_SECONDS, 10, "its turn to end")
             other = pool.submit(running.get)
             wait_for_metrics(running, lambda m: backlog(m) == 1, "another request waits")
         assert kept[0].result().headers["Connection"] == "close"

@@ -84,7 +84,7 @@ def assert_counters_continued(before: dict[str, float], after: dict[str, float])
 
 
 def replaced(running: Gunicorn, old: dict[str, int]) -> bool:
-    # Not by the slots: an old worker can still answer after a test has removed its slot.
+    # By the processes: an old worker can still answer after a test has removed its slot.
     ended = not set(running.children()) & set(old.values())
     return ended and len(running.workers()) == len(old)
 
